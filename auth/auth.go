@@ -1,0 +1,65 @@
+// Package auth says who a device is and what it may do, and (northbound) obtains the tokens with which clouds are reached.
+//
+// Who a device is comes from its credential, never from what it says. What no rule allows is refused.
+package auth
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"net/netip"
+	"time"
+)
+
+// Identity is a device as its credential proves it.
+type Identity struct {
+	Device     string    // unique name: [device.NAME], or what the certificate says
+	Groups     []string  // from [device.NAME] and every [group.NAME] that matches; sorted
+	Method     string    // "psk", "x509", "password", "jwt", "http", "anonymous", "none"
+	Credential string    // PSK identity, certificate fingerprint (SHA-256, hex), user name: for people, never secret
+	Expires    time.Time // when the credential ends; zero: never
+	Sleepy     bool      // commands wait in a mailbox
+}
+
+// ErrUnknown is returned for a credential that proves nobody, and for a wrong secret alike.
+var ErrUnknown = errors.New("unknown device or wrong credential")
+
+// Credentials is what an MQTT client has shown (the JAAS parameters of IBM MQ Telemetry, by their purpose).
+type Credentials struct {
+	Listener string
+	User     string
+	Password []byte
+	ClientID string
+	Remote   netip.AddrPort
+	Chain    []*x509.Certificate // verified against the listener's device_ca; nil where no certificate was shown
+}
+
+// Op is what a rule allows.
+type Op string
+
+// The operations of [[allow]].
+const (
+	Report    Op = "report"    // device → cloud, on a resource
+	Command   Op = "command"   // cloud → device, on a resource
+	Publish   Op = "publish"   // device → devices, on an MQTT topic
+	Subscribe Op = "subscribe" // device ← devices, on an MQTT topic filter
+)
+
+// Authenticator is what a listener asks. *Realm is one.
+type Authenticator interface {
+	// PSK gives the key of a PSK identity. ErrUnknown where there is none. The caller wipes the key after use.
+	PSK(ctx context.Context, identity string) (Identity, []byte, error)
+	// Certificate maps a chain that has been verified against the listener's CA to an identity: a [device] whose
+	// certificate field matches, a [group] pattern, else ErrUnknown.
+	Certificate(ctx context.Context, listener string, chain []*x509.Certificate) (Identity, error)
+	// Login checks what an MQTT client has shown by the methods in order; the first that proves an identity wins.
+	Login(ctx context.Context, methods []string, c Credentials) (Identity, error)
+}
+
+// Policy is what bridge and listeners ask before anything is done.
+type Policy interface {
+	// Allowed tells whether the device may report on the resource, publish to the topic, or subscribe to the filter.
+	Allowed(id *Identity, op Op, resource string) bool
+	// Commandable tells whether the connector may command the device on the resource.
+	Commandable(connector, device string, groups []string, resource string) bool
+}

@@ -1,0 +1,149 @@
+// Package config reads the one file that users edit.
+//
+// Reading is strict: an unknown key, a wrong type, a reference to something that is not there, two routes that compete, a secret that
+// others can read: each is an error with file, line and column, and all of them are reported at once. A file that has been accepted
+// is immutable.
+package config
+
+import "time"
+
+// Config is the whole file. Maps are keyed by the name in the table's header. The field Pos of an entry says where it stands.
+type Config struct {
+	Path       string                // absolute path of the file; relative paths in it are relative to its directory
+	Gateway    Gateway               `toml:"gateway"`
+	Log        Log                   `toml:"log"`
+	Status     Status                `toml:"status"`
+	Spool      Spool                 `toml:"spool"`
+	Keys       map[string]*Key       `toml:"key"`
+	Listeners  map[string]*Component `toml:"listener"`
+	Issuers    map[string]*Issuer    `toml:"issuer"`
+	Devices    map[string]*Device    `toml:"device"`
+	Groups     map[string]*Group     `toml:"group"`
+	Allow      []*Allow              `toml:"allow"`
+	Uplinks    []*Uplink             `toml:"uplink"`
+	Downlinks  []*Downlink           `toml:"downlink"`
+	Connectors map[string]*Component `toml:"connector"`
+}
+
+// Pos is a place in the file; lines and columns count from 1.
+type Pos struct{ Line, Col int }
+
+// Duration is a length of time written like "30s", "10m", "168h".
+type Duration time.Duration
+
+// Size is a number of octets written like "256MiB", "1GiB", "64KiB", "512".
+type Size int64
+
+// Path is a file's path; after reading it is absolute.
+type Path string
+
+// SecretRef names a secret: "file:/path", "credential:NAME" or "sealed:/path" (absolute after reading). It is never the secret itself.
+type SecretRef string
+
+// Gateway is [gateway].
+type Gateway struct {
+	ID    string `toml:"id"`    // {gateway} in topics
+	State Path   `toml:"state"` // spool, certificates, sessions, mailboxes; default /var/lib/drawbridge
+}
+
+// Log is [log].
+type Log struct {
+	Level  string `toml:"level"`  // "debug", "info" (default), "warn", "error"
+	Format string `toml:"format"` // "text" (default), "json"
+}
+
+// Status is [status].
+type Status struct {
+	Listen string `toml:"listen"` // default "127.0.0.1:8480"; "" turns it off
+	Socket Path   `toml:"socket"` // default /run/drawbridge/drawbridge.sock
+}
+
+// Spool is [spool].
+type Spool struct {
+	MaxSize Size     `toml:"max_size"` // default 1GiB
+	MaxAge  Duration `toml:"max_age"`  // default 168h
+	Full    string   `toml:"full"`     // "refuse" (default), "drop-oldest"
+}
+
+// Key is [key.NAME].
+type Key struct {
+	Pos    Pos    `toml:"-"`
+	URI    string `toml:"uri"`    // pkcs11:, tpm: or file:
+	Cert   Path   `toml:"cert"`   // PEM chain; empty: none yet
+	Module Path   `toml:"module"` // PKCS#11 module; empty: found by p11-kit's rules
+}
+
+// Component is [listener.NAME] or [connector.NAME]: its type and what the type's own struct holds.
+type Component struct {
+	Pos  Pos
+	Name string
+	Type string
+	Own  any // pointer to the kind's config struct
+}
+
+// Issuer is [issuer.NAME].
+type Issuer struct {
+	Pos      Pos    `toml:"-"`
+	URL      string `toml:"url"`
+	Audience string `toml:"audience"`
+	CA       Path   `toml:"ca"`
+}
+
+// Device is [device.NAME].
+type Device struct {
+	Pos         Pos       `toml:"-"`
+	Groups      []string  `toml:"groups"`
+	PSK         SecretRef `toml:"psk"`
+	PSKIdentity string    `toml:"psk_identity"` // default: the device's name
+	Password    SecretRef `toml:"password"`     // MQTT user name = the device's name
+	Cert        string    `toml:"cert"`         // SAN, CN, or "sha256:HEX" of its certificate; default: its name as SAN or CN
+	Sleepy      bool      `toml:"sleepy"`
+}
+
+// Group is [group.NAME]. A group without fields may still be named by devices.
+type Group struct {
+	Pos Pos    `toml:"-"`
+	SAN string `toml:"san"` // pattern such as "*.meters.plant7.example"
+	CN  string `toml:"cn"`
+}
+
+// Allow is [[allow]].
+type Allow struct {
+	Pos        Pos      `toml:"-"`
+	Devices    []string `toml:"devices"`
+	Groups     []string `toml:"groups"`
+	Connectors []string `toml:"connectors"`
+	Op         string   `toml:"op"`
+	Resources  []string `toml:"resources"`
+}
+
+// Uplink is [[uplink]].
+type Uplink struct {
+	Pos        Pos      `toml:"-"`
+	Name       string   `toml:"name"`
+	Resource   string   `toml:"resource"`
+	Devices    []string `toml:"devices"` // only these; empty: all
+	Groups     []string `toml:"groups"`  // only these; empty: all
+	To         []string `toml:"to"`
+	Topic      string   `toml:"topic"`
+	Transform  string   `toml:"transform"`
+	Ack        string   `toml:"ack"` // "disk" (default), "cloud"
+	QoS        int      `toml:"qos"` // default 1
+	Retain     bool     `toml:"retain"`
+	TTL        Duration `toml:"ttl"`
+	Priority   string   `toml:"priority"`   // "high", "normal" (default), "low"
+	Properties bool     `toml:"properties"` // message id, device and time as user properties
+}
+
+// Downlink is [[downlink]].
+type Downlink struct {
+	Pos       Pos      `toml:"-"`
+	Name      string   `toml:"name"`
+	From      string   `toml:"from"`
+	Topic     string   `toml:"topic"`
+	Method    string   `toml:"method"` // default "PUT"
+	Resource  string   `toml:"resource"`
+	Reply     string   `toml:"reply"`
+	Transform string   `toml:"transform"`
+	TTL       Duration `toml:"ttl"` // default 10m
+}

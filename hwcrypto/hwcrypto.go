@@ -1,0 +1,116 @@
+// Package hwcrypto reaches keys that live in a chip: a PKCS#11 token or a TPM 2.0.
+//
+// No function of this package returns a private key or a shared secret that the chip holds. A key is used through
+// crypto.Signer and through abilities that are found by assertion; what a provider cannot do, its keys do not assert.
+package hwcrypto
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdh"
+	"io"
+	"time"
+)
+
+// Key is a key in a chip. Every key signs, except those whose Info says that they are secrets.
+type Key interface {
+	crypto.Signer
+	Close() error
+}
+
+// Provider opens the keys of one URI scheme: "pkcs11", "tpm" or "file".
+type Provider interface {
+	// Open finds the key that u names. ErrNoKey where there is none; an ambiguous URI is an error.
+	Open(ctx context.Context, u URI) (Key, error)
+	Close() error
+}
+
+// Generator is the ability of a provider to make a key pair inside the chip.
+type Generator interface {
+	// Generate makes a key that is not extractable where u says. ErrKeyExists where there is one already.
+	Generate(ctx context.Context, u URI, alg Algorithm) (Key, error)
+}
+
+// Importer is the ability of a provider to take a secret (never a private key) into the chip.
+type Importer interface {
+	Import(ctx context.Context, u URI, secret []byte) (Key, error)
+}
+
+// MACer is the ability of a key to compute HMAC-SHA-256 in the chip.
+type MACer interface {
+	MAC(ctx context.Context, data []byte) ([]byte, error)
+}
+
+// Agreer is the ability of a key to compute ECDH in the chip.
+type Agreer interface {
+	ECDH(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error)
+}
+
+// Sealer is the ability to encrypt data at rest so that only this chip opens it again.
+type Sealer interface {
+	// Seal encrypts and authenticates plain together with aad, which Open must be given again.
+	Seal(ctx context.Context, plain, aad []byte) ([]byte, error)
+	Unseal(ctx context.Context, sealed, aad []byte) ([]byte, error)
+}
+
+// Attester is the ability to prove where a key lives.
+type Attester interface {
+	Attest(ctx context.Context, nonce []byte) (Attestation, error)
+}
+
+// Random is the ability of a provider to give random octets of the chip.
+type Random interface{ Rand() io.Reader }
+
+// Lister is the ability of a provider to list the keys of a token.
+type Lister interface {
+	List(ctx context.Context, u URI) ([]Info, error)
+}
+
+// Describer is the ability of a key to say what it is.
+type Describer interface {
+	Describe(ctx context.Context) (Info, error)
+}
+
+// Algorithm is a kind of key.
+type Algorithm string
+
+// The algorithms of this package. Which of them a provider makes, it says by its errors.
+const (
+	ECDSAP256  Algorithm = "ecdsa-p256"
+	ECDSAP384  Algorithm = "ecdsa-p384"
+	RSA2048    Algorithm = "rsa-2048"
+	HMACSHA256 Algorithm = "hmac-sha256"
+)
+
+// Info describes a key, for `keys list` and the status page. It holds nothing secret.
+type Info struct {
+	URI         string            `json:"uri"`
+	Where       string            `json:"where"` // "PKCS#11 token \"gw\" (SoftHSM v2)", "TPM 2.0 (IBM SW TPM)", "file /etc/…"
+	Algorithm   Algorithm         `json:"algorithm"`
+	Fingerprint string            `json:"fingerprint,omitempty"` // SHA-256 of the SubjectPublicKeyInfo, hex
+	Hardware    bool              `json:"hardware"`              // false for the file provider
+	Extractable bool              `json:"extractable"`           // true is a problem
+	Attributes  map[string]string `json:"attributes,omitempty"`  // the chip's own words: "SENSITIVE": "true", "fixedTPM": "true"
+	Weak        []string          `json:"weak,omitempty"`        // what is wrong with it, one sentence each; nil is good
+}
+
+// Attestation is a chip's statement on a key.
+type Attestation struct {
+	Kind       string            `json:"kind"` // "TPM2_Certify", "PKCS#11 attributes"
+	Statement  []byte            `json:"statement,omitempty"`
+	Signature  []byte            `json:"signature,omitempty"`
+	AKPublic   []byte            `json:"ak_public,omitempty"`
+	EKChain    [][]byte          `json:"ek_chain,omitempty"`
+	Attributes map[string]string `json:"attributes,omitempty"`
+}
+
+// QueueStats is what the signing queue of one chip has seen.
+type QueueStats struct {
+	Chip      string        `json:"chip"`
+	Depth     int           `json:"depth"`
+	Done      uint64        `json:"done"`
+	Failed    uint64        `json:"failed"`
+	TimedOut  uint64        `json:"timed_out"`
+	Latency   time.Duration `json:"latency_ns"` // moving mean of an operation
+	Histogram []uint64      `json:"histogram"`  // counts per bucket of QueueBuckets, the last for all above
+}

@@ -1,0 +1,2 @@
+package hwcrypto
+type URI struct{}

@@ -1,0 +1,109 @@
+// Package northbound is the contract between the bridge and the connectors that reach clouds.
+//
+// A connector dials, authenticates and translates publications to its platform's wire. It knows topics; it never sees a
+// resource. It holds no retry loop and no queue: it returns the error, and the pump dials again, resends and backs off.
+package northbound
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"time"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/health"
+	"github.com/drawbridge/drawbridge/internal/msg"
+)
+
+// Connector dials sessions with one platform.
+type Connector interface {
+	// Dial connects, authenticates and subscribes to down.Topics. It gives up when ctx ends.
+	// An error marked msg.Permanent is still tried again, but slowly: a person has to mend it.
+	Dial(ctx context.Context, down Downlink) (Session, error)
+}
+
+// Session is one connection that is up.
+type Session interface {
+	// Context ends when the session does; its cause says why.
+	Context() context.Context
+
+	// Send takes the batch in order and calls done once for each index, in any order, from any goroutine,
+	// possibly before Send returns and possibly after. It blocks while the platform's window (such as MQTT's
+	// receive maximum) is full, and returns an error only when the session is at its end: what was not
+	// done then is sent again in another session. done with nil: the platform has confirmed it. done with an error marked
+	// msg.Permanent: it goes to the dead letters. done with any other error: the pump sends it again.
+	// The publications stay unchanged until they are done.
+	Send(ctx context.Context, batch []msg.Publication, done func(i int, err error)) error
+
+	// Close ends the session in the protocol's own way, within a second or two. It may be called twice.
+	Close() error
+}
+
+// Downlink takes what clouds send.
+type Downlink interface {
+	// Topics gives the MQTT topic filters (MQTT 5 section 4.7) that routes wait for. It does not change during a session.
+	Topics() []string
+	// Deliver hands over a publication and waits for the outcome. A nil error means that it is settled: carried out, in
+	// a mailbox on disk, or refused for good with the reply sent where the route has one; the cloud may then be told so.
+	// It blocks as long as the device takes: call it on a goroutine of its own, and bound how many.
+	Deliver(ctx context.Context, p msg.Publication) (msg.Reply, error)
+}
+
+// Limits is what a platform bears; zero is no limit.
+type Limits struct {
+	Payload     int           // octets
+	Topic       int           // octets
+	TopicLevels int           // slashes + 1
+	Window      int           // publications in flight
+	Rate        float64       // publications per second
+	KeepAlive   time.Duration // the longest
+}
+
+// Limited is the ability to say limits before anything is sent: `check` and the pump hold publications against them.
+type Limited interface{ Limits() Limits }
+
+// Step is one thing that doctor tried, in the order in which they were tried.
+type Step struct {
+	Name string // "name", "tcp", "tls", "log-in", "publish", "echo"
+	Took time.Duration
+	Err  error  // nil: it went well
+	Note string // what was seen: an address, a certificate's subject and end, a reason code
+}
+
+// Examined is the ability to be examined by doctor. It publishes nothing that a subscriber could mistake for data.
+type Examined interface {
+	Examine(ctx context.Context, step func(Step))
+}
+
+// Counters is as in southbound.
+type Counters interface{ Counters() map[string]int64 }
+
+// Keys is what a connector may ask of the key ring.
+type Keys interface {
+	// Certificate gives the certificate chain of [key.NAME] with a crypto.Signer that lives in the chip.
+	Certificate(ctx context.Context, name string) (*tls.Certificate, error)
+	// MAC gives a key's HMAC-SHA256 ability, or an error that says that it has none.
+	MAC(ctx context.Context, name string) (hwcrypto.MACer, error)
+	// Secret reads a secret named in the configuration: file:, credential: or sealed:.
+	Secret(ctx context.Context, ref string) ([]byte, error)
+}
+
+// Env is what the gateway gives a connector.
+type Env struct {
+	Name    string // from [connector.NAME]
+	Gateway string // gateway.id
+	Log     *slog.Logger
+	Health  *health.Reporter
+	Keys    Keys
+	State   string           // a directory for this connector alone, existing, mode 0700
+	Now     func() time.Time // the trusted clock: for tls.Config.Time and token checks
+}
+
+// Kind is one type of connector: an entry of kinds.go.
+type Kind struct {
+	Type    string // the value of type = "..."
+	About   string // one sentence for `drawbridge connectors`
+	Example string // a TOML example for the same
+	Config  func() any
+	Open    func(env Env, cfg any) (Connector, error)
+}
