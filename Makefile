@@ -1,0 +1,48 @@
+# `make` lists the targets.
+
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS    = -s -w -X main.version=$(VERSION)
+GOBUILD    = go build -trimpath -ldflags '$(LDFLAGS)'
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+PLATFORMS  = amd64 arm64 arm riscv64
+FUZZTIME  ?= 5s
+
+.PHONY: help build lint test test32 fuzz cross bench prove ci clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## the gateway for this machine: ./drawbridge
+	$(GOBUILD) -o drawbridge ./cmd/drawbridge
+
+lint: ## gofmt, vet, staticcheck, go mod tidy -diff
+	@out=$$(gofmt -l .); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	go mod tidy -diff
+
+test: ## every test, against real peers where they are installed
+	go test -race -shuffle=on -timeout 15m ./...
+
+test32: ## the same as a 32-bit program without cgo
+	CGO_ENABLED=0 GOARCH=386 go test -timeout 15m ./...
+
+fuzz: ## every parser of outside bytes, FUZZTIME each
+	.ci/fuzz $(FUZZTIME)
+
+cross: ## build for every platform that is shipped, into dist/
+	@for a in $(PLATFORMS); do \
+		echo "build linux/$$a"; \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$a GOARM=7 $(GOBUILD) -o dist/drawbridge-linux-$$a ./cmd/drawbridge || exit 1; \
+	done
+
+bench: build ## speed and memory, as ratios against a peer in the same run
+	go test -run '^$$' -bench . -benchtime 1x -count 1 -timeout 30m ./cmd/drawbridge
+
+prove: ## the heavy proofs: kills, power cuts, floods; one line per claim
+	DRAWBRIDGE_PROVE=1 go test -count 1 -timeout 60m -run 'Prove' -v ./... | grep -E '^(\s*prove:|---|ok|FAIL|panic)'
+
+ci: lint test test32 fuzz cross ## what must hold before a change lands
+
+clean: ## remove what was built
+	rm -rf drawbridge dist
