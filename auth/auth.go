@@ -63,3 +63,16 @@ type Policy interface {
 	// Commandable tells whether the connector may command the device on the resource.
 	Commandable(connector, device string, groups []string, resource string) bool
 }
+
+// CommandScope is the ability of a Policy to tell whether any connector may command the device on some resource that the
+// MQTT topic filter matches (the topic of a resource is its path without the leading slash). An MQTT listener grants such a
+// subscription even where no "subscribe" rule does; the device then sees only the commands to itself on it.
+type CommandScope interface {
+	CommandsWithin(id *Identity, filter string) bool
+}
+
+// Refresher is the ability of an Authenticator to look up again, after a reload, who a live session's device is now:
+// its groups and whether it sleeps. ErrUnknown where the device or its credential is no longer there.
+type Refresher interface {
+	Refresh(ctx context.Context, id Identity) (Identity, error)
+}
