@@ -51,12 +51,12 @@ type Downlink interface {
 
 // Limits is what a platform bears; zero is no limit.
 type Limits struct {
-	Payload     int           // octets
-	Topic       int           // octets
-	TopicLevels int           // slashes + 1
-	Window      int           // publications in flight
-	Rate        float64       // publications per second
-	KeepAlive   time.Duration // the longest
+	Payload     int           `json:"payload,omitempty"`       // octets
+	Topic       int           `json:"topic,omitempty"`         // octets
+	TopicLevels int           `json:"topic_levels,omitempty"`  // slashes + 1
+	Window      int           `json:"window,omitempty"`        // publications in flight
+	Rate        float64       `json:"rate,omitempty"`          // publications per second
+	KeepAlive   time.Duration `json:"keep_alive_ns,omitempty"` // the longest
 }
 
 // Limited is the ability to say limits before anything is sent: `check` and the pump hold publications against them.
