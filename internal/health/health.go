@@ -7,6 +7,7 @@ package health
 
 import (
 	"cmp"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -30,6 +31,17 @@ func (s Severity) String() string {
 
 // MarshalText makes JSON show the word.
 func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads the word.
+func (s *Severity) UnmarshalText(text []byte) error {
+	for v := Notice; v <= Failing; v++ {
+		if v.String() == string(text) {
+			*s = v
+			return nil
+		}
+	}
+	return fmt.Errorf("severity %q: unknown", text)
+}
 
 // Code declares a kind of problem.
 type Code struct {
