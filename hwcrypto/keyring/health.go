@@ -1,0 +1,100 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/drawbridge/drawbridge/internal/health"
+)
+
+// The problems of a key. Their subject is "key NAME".
+var (
+	KeyUnavailable = &health.Code{Name: "key-unavailable", Title: "a key cannot be used", Severity: health.Failing,
+		Hint: "see that the chip is there, that its PIN is right, and that the key exists: drawbridge keys list"}
+	KeyInSoftware = &health.Code{Name: "key-in-software", Title: "a key lives in a file, not in a chip", Severity: health.Notice,
+		Hint: "good for first runs; name a pkcs11: or tpm: URI for real ones"}
+	KeyWeak = &health.Code{Name: "key-weak", Title: "a key in a chip is less protected than it could be", Severity: health.Degraded,
+		Hint: "have the chip make a new one under another name: drawbridge keys new NAME"}
+	CertificateMissing = &health.Code{Name: "certificate-missing", Title: "a key has no usable certificate", Severity: health.Notice,
+		Hint: "have a CA sign what drawbridge keys csr NAME prints"}
+	CertificateMismatch = &health.Code{Name: "certificate-mismatch", Title: "a certificate is for another key", Severity: health.Failing,
+		Hint: "have a CA sign what drawbridge keys csr NAME prints"}
+	CertificateExpiring = &health.Code{Name: "certificate-expiring", Title: "a certificate ends soon", Severity: health.Degraded,
+		Hint: "renew it: drawbridge enroll NAME, or have a CA sign what drawbridge keys csr NAME prints"}
+	CertificateExpired = &health.Code{Name: "certificate-expired", Title: "a certificate has ended or has not begun", Severity: health.Failing,
+		Hint: "see that the clock is right; renew it: drawbridge enroll NAME, or drawbridge keys csr NAME"}
+)
+
+// Codes are all of them.
+func Codes() []*health.Code {
+	return []*health.Code{KeyUnavailable, KeyInSoftware, KeyWeak, CertificateMissing, CertificateMismatch, CertificateExpiring, CertificateExpired}
+}
+
+// checkEvery is how often Run looks at the keys.
+const checkEvery = time.Minute
+
+// Run checks the keys at once and every minute, until ctx ends.
+func (r *Ring) Run(ctx context.Context) error {
+	t := time.NewTicker(checkEvery)
+	defer t.Stop()
+	for {
+		r.Check(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// Check looks at every key and sets or clears its problems.
+func (r *Ring) Check(ctx context.Context) {
+	for _, name := range r.Names() {
+		r.check(ctx, name)
+	}
+}
+
+func (r *Ring) check(ctx context.Context, name string) {
+	s, certErr := r.status(ctx, name)
+	if ctx.Err() != nil {
+		return
+	}
+	h := r.reporter(name)
+	set := func(c *health.Code, when bool, detail string) {
+		if when {
+			h.Set(c, detail)
+		} else {
+			h.Clear(c)
+		}
+	}
+	set(KeyUnavailable, s.Err != "", s.Err)
+	if s.Err != "" {
+		return // of the rest nothing new is known
+	}
+	weak := strings.Join(s.Info.Weak, "; ")
+	set(KeyInSoftware, !s.Info.Hardware, s.Info.Where)
+	set(KeyWeak, s.Info.Hardware && weak != "", weak)
+	mismatch := errors.Is(certErr, errMismatch)
+	set(CertificateMismatch, mismatch, s.CertErr)
+	set(CertificateMissing, s.CertErr != "" && !mismatch, s.CertErr)
+	c := s.Certificate
+	now := r.o.Now()
+	expired := c != nil && (now.After(c.NotAfter) || now.Before(c.NotBefore))
+	expiring := c != nil && !expired && now.After(renewAt(c.NotBefore, c.NotAfter))
+	when := ""
+	if c != nil {
+		when = fmt.Sprintf("%s: valid from %s to %s", c.Path, c.NotBefore.Format(time.DateTime), c.NotAfter.Format(time.DateTime))
+	}
+	set(CertificateExpired, expired, when)
+	set(CertificateExpiring, expiring, when)
+}
+
+// renewAt is when a certificate counts as ending soon: after five sixths of its life, but at most 30 days before the end.
+// Renewal by itself begins at two thirds, so a person hears of it only when that has not worked.
+func renewAt(from, to time.Time) time.Time {
+	left := min(to.Sub(from)/6, 30*24*time.Hour)
+	return to.Add(-left)
+}

@@ -1,0 +1,235 @@
+package keyring
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
+)
+
+// Status is what is known of a key of the ring.
+type Status struct {
+	Name        string        `json:"name"`
+	URI         string        `json:"uri"`
+	Info        hwcrypto.Info `json:"info"`
+	Certificate *Certificate  `json:"certificate,omitempty"`
+	Err         string        `json:"error,omitempty"`      // why the key cannot be used
+	CertErr     string        `json:"cert_error,omitempty"` // why the certificate cannot be used
+}
+
+// Certificate is what is known of a key's certificate.
+type Certificate struct {
+	Path      string    `json:"path"`
+	Subject   string    `json:"subject"`
+	Issuer    string    `json:"issuer"`
+	Names     []string  `json:"names,omitempty"`
+	NotBefore time.Time `json:"not_before"`
+	NotAfter  time.Time `json:"not_after"`
+	DaysLeft  int       `json:"days_left"`
+}
+
+// List tells of every key, in order of names. Trouble with one is in its Status.
+func (r *Ring) List(ctx context.Context) []Status {
+	var all []Status
+	for _, name := range r.Names() {
+		all = append(all, r.Status(ctx, name))
+	}
+	return all
+}
+
+// Status tells of one key.
+func (r *Ring) Status(ctx context.Context, name string) Status {
+	s, _ := r.status(ctx, name)
+	return s
+}
+
+func (r *Ring) status(ctx context.Context, name string) (s Status, certErr error) {
+	s.Name = name
+	e, err := r.entry(name)
+	if err != nil {
+		s.Err = err.Error()
+		return s, nil
+	}
+	s.URI = e.uri.String()
+	k, err := r.open(ctx, e)
+	if err == nil {
+		s.Info, err = k.(hwcrypto.Describer).Describe(ctx)
+	}
+	if err != nil {
+		s.Err = err.Error()
+		return s, nil
+	}
+	if k.Public() == nil {
+		return s, nil
+	}
+	c, err := r.chainOf(e, k)
+	if err != nil {
+		s.CertErr = err.Error()
+		return s, err
+	}
+	l := c.leaf
+	s.Certificate = &Certificate{
+		Path: r.absolute(string(e.cfg.Cert)), Subject: l.Subject.String(), Issuer: l.Issuer.String(), Names: names(l),
+		NotBefore: l.NotBefore, NotAfter: l.NotAfter, DaysLeft: int(l.NotAfter.Sub(r.o.Now()).Hours() / 24),
+	}
+	return s, nil
+}
+
+func names(c *x509.Certificate) []string {
+	all := append([]string(nil), c.DNSNames...)
+	for _, ip := range c.IPAddresses {
+		all = append(all, ip.String())
+	}
+	for _, u := range c.URIs {
+		all = append(all, u.String())
+	}
+	return append(all, c.EmailAddresses...)
+}
+
+// New makes the key inside its chip, unless it is there: then created is false and nothing has changed.
+func (r *Ring) New(ctx context.Context, name string, alg hwcrypto.Algorithm) (s Status, created bool, err error) {
+	e, err := r.entry(name)
+	if err != nil {
+		return s, false, err
+	}
+	_, err = r.open(ctx, e)
+	if errors.Is(err, hwcrypto.ErrNoKey) {
+		g, ok := r.providers[e.uri.Scheme].(hwcrypto.Generator)
+		if !ok {
+			return s, false, fmt.Errorf("key %q: %w: %s makes no keys", name, hwcrypto.ErrUnsupported, e.uri.Scheme)
+		}
+		var k hwcrypto.Key
+		k, err = g.Generate(ctx, e.uri, alg)
+		created = err == nil
+		switch {
+		case created:
+			e.put(k)
+		case errors.Is(err, hwcrypto.ErrKeyExists): // another process was faster
+			_, err = r.open(ctx, e)
+		default:
+			err = fmt.Errorf("key %q: %w", name, err)
+		}
+	}
+	if err != nil {
+		return s, false, err
+	}
+	return r.Status(ctx, name), created, nil
+}
+
+func (e *entry) put(k hwcrypto.Key) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.key = k
+}
+
+// Import takes a secret (an HMAC key; never a private key) into the chip. ErrKeyExists where there is a key already.
+func (r *Ring) Import(ctx context.Context, name string, secret []byte) (Status, error) {
+	e, err := r.entry(name)
+	if err != nil {
+		return Status{}, err
+	}
+	if block, _ := pem.Decode(secret); block != nil && strings.Contains(block.Type, "PRIVATE KEY") {
+		return Status{}, hwcrypto.WithHint(fmt.Errorf("key %q: a private key is not imported: one that has been outside the chip proves nothing", name),
+			"drawbridge keys new "+name)
+	}
+	i, ok := r.providers[e.uri.Scheme].(hwcrypto.Importer)
+	if !ok {
+		return Status{}, fmt.Errorf("key %q: %w: %s takes no secrets", name, hwcrypto.ErrUnsupported, e.uri.Scheme)
+	}
+	k, err := i.Import(ctx, e.uri, secret)
+	if err != nil {
+		return Status{}, fmt.Errorf("key %q: %w", name, err)
+	}
+	e.put(k)
+	return r.Status(ctx, name), nil
+}
+
+// CSR gives a PKCS#10 request in PEM, signed in the chip. A SAN is an IP address, a URI, a mail address or a DNS name.
+func (r *Ring) CSR(ctx context.Context, name string, subject pkix.Name, sans []string) ([]byte, error) {
+	s, err := r.Signer(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	t := &x509.CertificateRequest{Subject: subject}
+	if t.DNSNames, t.EmailAddresses, t.IPAddresses, t.URIs, err = splitNames(sans); err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, t, s)
+	if err != nil {
+		return nil, fmt.Errorf("key %q: request: %w", name, err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+}
+
+// SelfSigned gives a certificate in PEM that the key has signed itself: for a first start and for the demo.
+func (r *Ring) SelfSigned(ctx context.Context, name string, subject pkix.Name, sans []string, valid time.Duration) ([]byte, error) {
+	s, err := r.Signer(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	now := r.o.Now()
+	t := &x509.Certificate{
+		SerialNumber: serial, Subject: subject,
+		NotBefore: now.Add(-5 * time.Minute), NotAfter: now.Add(valid),
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true,
+	}
+	if t.DNSNames, t.EmailAddresses, t.IPAddresses, t.URIs, err = splitNames(sans); err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, s.Public(), s)
+	if err != nil {
+		return nil, fmt.Errorf("key %q: certificate: %w", name, err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
+}
+
+func splitNames(sans []string) (dns, mail []string, ips []net.IP, uris []*url.URL, err error) {
+	for _, s := range sans {
+		switch ip := net.ParseIP(s); {
+		case s == "":
+			return nil, nil, nil, nil, errors.New("an alternative name is empty")
+		case ip != nil:
+			ips = append(ips, ip)
+		case strings.Contains(s, ":"):
+			u, err := url.Parse(s)
+			if err != nil || u.Scheme == "" {
+				return nil, nil, nil, nil, fmt.Errorf("alternative name %q is no URI", s)
+			}
+			uris = append(uris, u)
+		case strings.Contains(s, "@"):
+			mail = append(mail, s)
+		default:
+			dns = append(dns, s)
+		}
+	}
+	return dns, mail, ips, uris, nil
+}
+
+// Attest gives the chip's statement on the key, made for the nonce.
+func (r *Ring) Attest(ctx context.Context, name string, nonce []byte) (hwcrypto.Attestation, error) {
+	e, k, err := r.named(ctx, name)
+	if err != nil {
+		return hwcrypto.Attestation{}, err
+	}
+	a, err := ability[hwcrypto.Attester](e, k, "its provider attests nothing")
+	if err != nil {
+		return hwcrypto.Attestation{}, err
+	}
+	return a.Attest(ctx, nonce)
+}

@@ -1,0 +1,32 @@
+package hwcrypto
+
+import (
+	"context"
+	"crypto"
+	"time"
+)
+
+// Algorithms for keys that do not sign: one key, one purpose.
+const (
+	ECDHP256  Algorithm = "ecdh-p256"   // an Agreer
+	AES256GCM Algorithm = "aes-256-gcm" // a Sealer
+)
+
+// ContextSigner is the ability of a key to sign for a named user (WithUser) and within a time. Every key of this
+// module that signs has it; crypto.Signer, which knows no context, is served by it.
+type ContextSigner interface {
+	SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
+}
+
+// HashBound is the ability of a key to say that the chip signs with some hashes only.
+type HashBound interface{ Hashes() []crypto.Hash }
+
+// Queued is the ability of a provider to say how its chips' queues do.
+type Queued interface{ Queues() []QueueStats }
+
+// QueueBuckets are the upper bounds of QueueStats.Histogram.
+func QueueBuckets() []time.Duration {
+	return []time.Duration{100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
+		time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond,
+		50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 5 * time.Second}
+}

@@ -1,2 +1,0 @@
-package hwcrypto
-type URI struct{}
