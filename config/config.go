@@ -23,6 +23,9 @@ type Config struct {
 	Uplinks    []*Uplink             `toml:"uplink"`
 	Downlinks  []*Downlink           `toml:"downlink"`
 	Connectors map[string]*Component `toml:"connector"`
+
+	named   string        // Path as the user wrote it, for messages
+	entries map[any]*node // where each entry stands
 }
 
 // Pos is a place in the file; lines and columns count from 1.
@@ -79,14 +82,19 @@ type Component struct {
 	Name string
 	Type string
 	Own  any // pointer to the kind's config struct
+
+	keys  []string // the [key.NAME]s that it uses
+	files [32]byte // SHA-256 over these keys and the content of the files that it names
 }
 
 // Issuer is [issuer.NAME].
 type Issuer struct {
-	Pos      Pos    `toml:"-"`
-	URL      string `toml:"url"`
-	Audience string `toml:"audience"`
-	CA       Path   `toml:"ca"`
+	Pos         Pos    `toml:"-"`
+	URL         string `toml:"url"`
+	Audience    string `toml:"audience"`
+	DeviceClaim string `toml:"device_claim"` // the claim that names the device; default "sub"
+	GroupsClaim string `toml:"groups_claim"` // the claim that lists its groups; default "groups"
+	CA          Path   `toml:"ca"`
 }
 
 // Device is [device.NAME].
