@@ -62,6 +62,14 @@ func (k *checker) check() {
 			k.at(i, "audience", "issuer %q has no audience", name).Hint = "the aud that its tokens for this gateway carry"
 		}
 	}
+	if a := c.Ask; a != nil {
+		if _, why := parseURL(a.URL, "https"); why != "" {
+			k.at(a, "url", "url: %s", why)
+		}
+		if a.Key != "" && c.Keys[a.Key] == nil {
+			k.noSuch(a, "key", -1, "key", a.Key, sortedKeys(c.Keys))
+		}
+	}
 	k.devices()
 	for _, name := range sortedKeys(c.Groups) {
 		k.name(c.Groups[name], "group", name)

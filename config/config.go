@@ -17,6 +17,7 @@ type Config struct {
 	Keys       map[string]*Key       `toml:"key"`
 	Listeners  map[string]*Component `toml:"listener"`
 	Issuers    map[string]*Issuer    `toml:"issuer"`
+	Ask        *Authenticator        `toml:"authenticator"` // nil: none
 	Devices    map[string]*Device    `toml:"device"`
 	Groups     map[string]*Group     `toml:"group"`
 	Allow      []*Allow              `toml:"allow"`
@@ -95,6 +96,16 @@ type Issuer struct {
 	DeviceClaim string `toml:"device_claim"` // the claim that names the device; default "sub"
 	GroupsClaim string `toml:"groups_claim"` // the claim that lists its groups; default "groups"
 	CA          Path   `toml:"ca"`
+}
+
+// Authenticator is [authenticator]: who is asked where a listener's auth has "http".
+type Authenticator struct {
+	Pos     Pos      `toml:"-"`
+	URL     string   `toml:"url"`     // https
+	Key     string   `toml:"key"`     // [key.NAME] with which the gateway shows who asks; empty: none
+	CA      Path     `toml:"ca"`      // system roots where empty
+	Timeout Duration `toml:"timeout"` // default 5s
+	Cache   Duration `toml:"cache"`   // how long a yes is remembered; default 1m
 }
 
 // Device is [device.NAME].

@@ -7,12 +7,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"time"
-)
-
-const (
-	minute = time.Minute
-	hour   = time.Hour
 )
 
 // uses notes that the component depends on [key.NAME].
@@ -20,6 +14,18 @@ func (c *Component) uses(key string) {
 	if key != "" && !slices.Contains(c.keys, key) {
 		c.keys = append(c.keys, key)
 	}
+}
+
+// Value gives what the component's own key holds, nil where its type has no such key: for those who know a key by its name alone,
+// as "device_crl".
+func (c *Component) Value(key string) any {
+	if c.Own == nil {
+		return nil
+	}
+	if f, ok := fields(reflect.ValueOf(c.Own).Elem(), map[string]reflect.Value{})[key]; ok {
+		return f.Interface()
+	}
+	return nil
 }
 
 // Equal tells whether a component would work the same after a reload: its type, its own keys, the [key]s that it names and the content of

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
 	"strings"
 )
 
@@ -172,7 +173,7 @@ func (k *checker) psk(pos Pos, ref SecretRef) {
 		return
 	}
 	defer clear(data)
-	key, err := DecodePSK(data)
+	key, err := DecodePSK(TrimSecret(data))
 	clear(key)
 	if err != nil {
 		k.add(pos, "", "psk: the file is wrong: %v", err)
@@ -185,10 +186,19 @@ func (k *checker) password(pos Pos, ref SecretRef) {
 		return
 	}
 	defer clear(data)
-	if len(TrimSecret(data)) == 0 {
+	data = TrimSecret(data)
+	switch {
+	case len(data) == 0:
 		k.add(pos, "", "password: the file is empty")
+	case data[0] == '$' && hashLike.Match(data) && !hash.Match(data):
+		k.add(pos, "", "password: the file holds a hash that is neither argon2id nor bcrypt, or is cut off")
 	}
 }
+
+var (
+	hashLike = regexp.MustCompile(`^\$[0-9a-z]+\$`)
+	hash     = regexp.MustCompile(`^(?:\$argon2id\$v=19\$m=\d+,t=\d+,p=\d+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+|\$2[aby]\$\d\d\$[./A-Za-z0-9]{53})$`)
+)
 
 // TrimSecret gives data without one trailing newline.
 func TrimSecret(data []byte) []byte {
@@ -199,10 +209,9 @@ func TrimSecret(data []byte) []byte {
 	return data
 }
 
-// DecodePSK reads the content of a PSK file: octets as they are, or text after "hex:" or "base64:"; one trailing newline is ignored.
+// DecodePSK reads the content of a PSK file, without its trailing newline: octets as they are, or text after "hex:" or "base64:".
 // The result is a copy.
 func DecodePSK(data []byte) ([]byte, error) {
-	data = TrimSecret(data)
 	var key []byte
 	switch {
 	case bytes.HasPrefix(data, []byte("hex:")):

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"time"
 )
 
 // Kinds says which types of listener and connector there are: the value of type = "..." and a function that gives a pointer to a new
@@ -41,7 +42,7 @@ func Parse(path string, data []byte, kinds Kinds) (*Config, error) {
 		Path:   path,
 		Log:    Log{Level: "info", Format: "text"},
 		Status: Status{Listen: "127.0.0.1:8480", Socket: "/run/drawbridge/drawbridge.sock"},
-		Spool:  Spool{MaxSize: 1 << 30, MaxAge: Duration(168 * hour), Full: "refuse"},
+		Spool:  Spool{MaxSize: 1 << 30, MaxAge: Duration(168 * time.Hour), Full: "refuse"},
 		Gateway: Gateway{
 			State: "/var/lib/drawbridge",
 		},
@@ -71,10 +72,13 @@ func Parse(path string, data []byte, kinds Kinds) (*Config, error) {
 	return c, nil
 }
 
-func (i *Issuer) defaults(string)      { i.DeviceClaim, i.GroupsClaim = "sub", "groups" }
+func (i *Issuer) defaults(string) { i.DeviceClaim, i.GroupsClaim = "sub", "groups" }
+func (a *Authenticator) defaults(string) {
+	a.Timeout, a.Cache = Duration(5*time.Second), Duration(time.Minute)
+}
 func (d *Device) defaults(name string) { d.PSKIdentity = name }
 func (u *Uplink) defaults(string)      { u.Ack, u.QoS, u.Priority = "disk", 1, "normal" }
-func (d *Downlink) defaults(string)    { d.Method, d.TTL = "PUT", Duration(10*minute) }
+func (d *Downlink) defaults(string)    { d.Method, d.TTL = "PUT", Duration(10*time.Minute) }
 
 // At tells where key stands in an entry of c (a pointer such as *Uplink or *Component); where the entry does not have it, where
 // the entry begins.

@@ -2,7 +2,6 @@ package config
 
 import (
 	"fmt"
-	"reflect"
 	"slices"
 )
 
@@ -160,8 +159,8 @@ func (k *checker) components(m map[string]*Component, role string) {
 			continue // its type is unknown, and that has been said
 		}
 		s := &Scope{k: k, node: k.c.entries[comp], c: comp}
-		if f, ok := fields(reflect.ValueOf(comp.Own).Elem(), map[string]reflect.Value{})["key"]; ok && f.Kind() == reflect.String && f.Len() > 0 {
-			s.Key("key", f.String())
+		if key, _ := comp.Value("key").(string); key != "" {
+			s.Key("key", key)
 		}
 		if own, ok := comp.Own.(Checker); ok {
 			own.Check(s)

@@ -69,6 +69,9 @@ func (s *Scope) IssuerExists(name string) bool { return s.k.c.Issuers[name] != n
 // Issuers counts the [issuer.*].
 func (s *Scope) Issuers() int { return len(s.k.c.Issuers) }
 
+// AuthenticatorExists tells whether there is an [authenticator].
+func (s *Scope) AuthenticatorExists() bool { return s.k.c.Ask != nil }
+
 // Key reports a key's value that names no [key.NAME], and lets the component be restarted when that key changes.
 // The top-level key "key" is seen to without a call.
 func (s *Scope) Key(key, name string) bool {
