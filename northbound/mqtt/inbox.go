@@ -1,0 +1,151 @@
+package mqtt
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
+
+	"github.com/drawbridge/drawbridge/internal/msg"
+)
+
+const (
+	deliveries = 64   // publications that are delivered at once; what CONNECT announces as receive maximum
+	inboxMax   = 4096 // publications that a broker which knows no receive maximum may leave with us
+	again      = 5 * time.Second
+)
+
+// errFlooded ends a session whose broker sends more than can be held. The broker keeps what was not acknowledged.
+var errFlooded = errors.New("the broker has sent more publications than can be delivered")
+
+// inbox delivers what the broker sends: publications of one topic one after the other, those of different topics at once, and
+// acknowledges them in the order in which they came (MQTT 5 section 4.6). The worker goroutines exist only while there is work.
+type inbox struct {
+	wg sync.WaitGroup
+
+	mu      sync.Mutex
+	topics  map[string][]*inbound // a topic is present while a worker has it or it is in ready
+	ready   []string              // topics whose first publication may be delivered
+	workers int
+	unacked []*inbound // in order of arrival
+	waiting int        // publications in topics
+	dropped int64      // QoS 0 publications for which there was no room
+}
+
+type inbound struct {
+	p       msg.Publication
+	id      uint16
+	settled bool
+}
+
+// put takes a publication from the reader. It never waits.
+func (in *inbox) put(s *Session, p *packets.Publish) error {
+	if p.Topic == "" {
+		return errors.New("protocol error: the broker sent a PUBLISH without topic")
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.waiting >= inboxMax {
+		if p.QoS == 0 {
+			in.dropped++
+			return nil
+		}
+		return errFlooded
+	}
+	q := &inbound{p: s.incoming(p), id: p.PacketID}
+	if p.QoS > 0 {
+		in.unacked = append(in.unacked, q)
+	}
+	if in.topics == nil {
+		in.topics = map[string][]*inbound{}
+	}
+	queue, known := in.topics[p.Topic]
+	in.topics[p.Topic] = append(queue, q)
+	in.waiting++
+	if known {
+		return nil
+	}
+	in.ready = append(in.ready, p.Topic)
+	if in.workers < deliveries {
+		in.workers++
+		in.wg.Go(func() { in.work(s) })
+	}
+	return nil
+}
+
+// work delivers until there is nothing to deliver.
+func (in *inbox) work(s *Session) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for len(in.ready) > 0 && s.work.Err() == nil {
+		topic := in.ready[0]
+		in.ready = in.ready[1:]
+		q := in.topics[topic][0]
+		in.mu.Unlock()
+		settled := deliver(s.work, s.opts.Receive, q.p)
+		in.mu.Lock()
+		in.waiting--
+		if rest := in.topics[topic][1:]; len(rest) > 0 {
+			in.topics[topic] = rest
+			in.ready = append(in.ready, topic)
+		} else {
+			delete(in.topics, topic)
+		}
+		if q.settled = settled; settled {
+			in.acknowledge(s)
+		}
+	}
+	in.workers--
+}
+
+// deliver hands p over until it is settled. It returns false when the session ends before: the broker then sends it again.
+// There is no other way to be given it again, for MQTT repeats nothing within a session.
+func deliver(ctx context.Context, receive func(context.Context, msg.Publication) error, p msg.Publication) bool {
+	for {
+		if receive(ctx, p) == nil {
+			return true
+		}
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// acknowledge tells the broker of every publication that is settled and before which none is unsettled; in.mu is held.
+func (in *inbox) acknowledge(s *Session) {
+	for len(in.unacked) > 0 && in.unacked[0].settled {
+		q := in.unacked[0]
+		in.unacked = in.unacked[1:]
+		if q.p.QoS == 2 {
+			s.write(&packets.Pubrec{PacketID: q.id})
+		} else {
+			s.write(&packets.Puback{PacketID: q.id})
+		}
+	}
+}
+
+// wait waits until no delivery is under way.
+func (in *inbox) wait() { in.wg.Wait() }
+
+// incoming turns a packet into a publication.
+func (s *Session) incoming(p *packets.Publish) msg.Publication {
+	now := s.opts.Now()
+	q := msg.Publication{
+		ID: msg.NewID(now), Time: now, Topic: p.Topic, QoS: p.QoS, Retain: p.Retain, Payload: p.Payload,
+		Type: p.Properties.ContentType, ResponseTopic: p.Properties.ResponseTopic, Correlation: p.Properties.CorrelationData,
+	}
+	if p.Properties.MessageExpiry != nil {
+		q.Expires = now.Add(time.Duration(*p.Properties.MessageExpiry) * time.Second)
+	}
+	if len(p.Properties.User) > 0 {
+		q.Properties = make(map[string]string, len(p.Properties.User))
+		for _, u := range p.Properties.User {
+			q.Properties[u.Key] = u.Value
+		}
+	}
+	return q
+}

@@ -1,0 +1,574 @@
+package northtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/northbound"
+)
+
+// patience is how long the suite waits for what has to happen. Nothing passes by waiting it out.
+const patience = 20 * time.Second
+
+// Cloud is the other side as the suite needs it.
+type Cloud interface {
+	// Received gives the payloads of the publications that the cloud took, in order, repeats included.
+	Received() []string
+	// Command publishes to the gateway, on a topic that Setup.Filter matches.
+	Command(payload string)
+	// Drop breaks every connection without a word. The cloud can be dialled again at once.
+	Drop()
+}
+
+// Faulty is a cloud that can be told how to misbehave.
+type Faulty interface {
+	Cloud
+	CutAfter(n int)        // drops the connection at the nth publication from now
+	Delay(d time.Duration) // confirms that late from now on
+	Refuse(payload string) // refuses publications with that payload for good
+	Busy(payload string)   // refuses the next publication with that payload, for now
+	Unconfirmed() int      // commands that the gateway has not acknowledged
+}
+
+// Setup is one connector against one cloud, both fresh.
+type Setup struct {
+	Connector northbound.Connector
+	Cloud     Cloud
+	Topic     string // one that the platform lets the gateway publish to
+	Filter    string // of commands
+	TooLarge  int    // octets of a payload that the platform does not take; 0: it takes any
+	// NoRefusals says that the platform cannot refuse one publication, as in MQTT 3.1.1.
+	NoRefusals bool
+	// NoMailbox says that commands which are sent while the gateway is away are lost.
+	NoMailbox bool
+}
+
+// TestConnector is the suite. fresh is called once for each part.
+func TestConnector(t *testing.T, fresh func(t *testing.T) Setup) {
+	parts := map[string]func(*testing.T, *run){
+		"publications arrive in order, each done once":            inOrder,
+		"a session that is lost while idle ends and is replaced":  lostIdle,
+		"a session lost in a batch loses nothing and keeps order": lostInBatch,
+		"late confirmations do not hold up what follows":          slowly,
+		"a publication refused for good is permanent, alone":      refused,
+		"a publication refused for now is not permanent":          busy,
+		"a publication over the limit is permanent, alone":        tooLarge,
+		"a topic that cannot be is permanent, alone":              badTopic,
+		"closing twice leaves nothing behind":                     closeTwice,
+		"sending after the end is an error and does nothing":      sendAfterEnd,
+		"sending gives up with its context":                       sendGivesUp,
+		"dialling gives up with its context":                      dialGivesUp,
+		"commands arrive in order":                                commands,
+		"a command is acknowledged once it is settled":            settledFirst,
+		"commands sent while away arrive":                         whileAway,
+		"an unsettled command comes again":                        unsettled,
+	}
+	for name, part := range parts {
+		t.Run(name, func(t *testing.T) {
+			part(t, &run{Setup: fresh(t)})
+		})
+	}
+}
+
+type run struct {
+	Setup
+}
+
+func (r *run) faulty(t *testing.T) Faulty {
+	t.Helper()
+	f, ok := r.Cloud.(Faulty)
+	if !ok {
+		t.Skip("a real program cannot be told to misbehave")
+	}
+	return f
+}
+
+func (r *run) dial(t *testing.T, d *Downlink) northbound.Session {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	s, err := r.Connector.Dial(ctx, d)
+	if err != nil {
+		t.Fatal("dial: ", err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// batch makes publications whose payloads are prefix-0, prefix-1, ...
+func (r *run) batch(prefix string, n int) []msg.Publication {
+	list := make([]msg.Publication, n)
+	for i := range list {
+		list[i] = msg.Publication{ID: msg.NewID(time.Now()), Time: time.Now(), Topic: r.Topic, QoS: 1, Payload: fmt.Appendf(nil, "%s-%d", prefix, i)}
+	}
+	return list
+}
+
+// Downlink records what is delivered. Before, where not nil, decides on each.
+type Downlink struct {
+	Filters []string
+	Before  func(ctx context.Context, p msg.Publication) error
+
+	mu  sync.Mutex
+	got []msg.Publication
+}
+
+// Topics is northbound.Downlink's.
+func (d *Downlink) Topics() []string { return d.Filters }
+
+// Deliver is northbound.Downlink's.
+func (d *Downlink) Deliver(ctx context.Context, p msg.Publication) (msg.Reply, error) {
+	if d.Before != nil {
+		if err := d.Before(ctx, p); err != nil {
+			return msg.Reply{}, err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.got = append(d.got, p)
+	return msg.Reply{Status: msg.Done}, nil
+}
+
+// Got gives what was delivered.
+func (d *Downlink) Got() []msg.Publication {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.got)
+}
+
+func (d *Downlink) payloads() (list []string) {
+	for _, p := range d.Got() {
+		list = append(list, string(p.Payload))
+	}
+	return list
+}
+
+// Outcome gathers what Send reports.
+type Outcome struct {
+	mu     sync.Mutex
+	errs   []error
+	count  []int
+	change chan struct{}
+}
+
+// NewOutcome makes one for a batch of n.
+func NewOutcome(n int) *Outcome {
+	return &Outcome{errs: make([]error, n), count: make([]int, n), change: make(chan struct{}, 1)}
+}
+
+// Done is for Send.
+func (o *Outcome) Done(i int, err error) {
+	o.mu.Lock()
+	o.errs[i] = err
+	o.count[i]++
+	o.mu.Unlock()
+	select {
+	case o.change <- struct{}{}:
+	default:
+	}
+}
+
+// Err gives the outcome of one, and how often it was reported.
+func (o *Outcome) Err(i int) (err error, times int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.errs[i], o.count[i]
+}
+
+func (o *Outcome) done() (n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, c := range o.count {
+		if c > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// Await waits until all are done.
+func (o *Outcome) Await(t testing.TB) {
+	t.Helper()
+	late := time.After(patience)
+	for o.done() < len(o.count) {
+		select {
+		case <-o.change:
+		case <-late:
+			t.Fatalf("%d of %d publications done", o.done(), len(o.count))
+		}
+	}
+}
+
+// await waits until ok holds.
+func await(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("waited in vain: ", what)
+		}
+	}
+}
+
+func (r *run) wellDone(t *testing.T, o *Outcome, except ...int) {
+	t.Helper()
+	o.Await(t)
+	for i := range o.count {
+		if err, n := o.Err(i); n != 1 || err != nil && !slices.Contains(except, i) {
+			t.Fatalf("publication %d: done %d times, error %v", i, n, err)
+		}
+	}
+}
+
+// firsts gives list without repeats.
+func firsts(list []string) (once []string) {
+	seen := map[string]bool{}
+	for _, p := range list {
+		if !seen[p] {
+			seen[p] = true
+			once = append(once, p)
+		}
+	}
+	return once
+}
+
+func payloads(batch []msg.Publication) (list []string) {
+	for _, p := range batch {
+		list = append(list, string(p.Payload))
+	}
+	return list
+}
+
+func (r *run) arrived(t *testing.T, want []string) {
+	t.Helper()
+	await(t, "all publications at the cloud", func() bool { return len(firsts(r.Cloud.Received())) >= len(want) })
+	if got := firsts(r.Cloud.Received()); !slices.Equal(got, want) {
+		t.Fatalf("arrived out of order:\n got %q\nwant %q", got, want)
+	}
+}
+
+func inOrder(t *testing.T, r *run) {
+	s := r.dial(t, &Downlink{})
+	batch := r.batch("p", 300)
+	o := NewOutcome(len(batch))
+	for i := range batch {
+		if i%100 == 0 {
+			err := s.Send(t.Context(), batch[i:i+100], func(k int, err error) { o.Done(i+k, err) })
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r.wellDone(t, o)
+	if got := r.Cloud.Received(); !slices.Equal(got, payloads(batch)) {
+		t.Fatalf("arrived: %q", got)
+	}
+}
+
+func ended(t *testing.T, s northbound.Session) error {
+	t.Helper()
+	select {
+	case <-s.Context().Done():
+	case <-time.After(patience):
+		t.Fatal("the session does not end")
+	}
+	err := context.Cause(s.Context())
+	if err == nil || errors.Is(err, context.Canceled) {
+		t.Fatalf("the session's context does not say why it ended: %v", err)
+	}
+	return err
+}
+
+func lostIdle(t *testing.T, r *run) {
+	s := r.dial(t, &Downlink{})
+	r.Cloud.Drop()
+	ended(t, s)
+	s = r.dial(t, &Downlink{})
+	batch := r.batch("p", 10)
+	o := NewOutcome(len(batch))
+	if err := s.Send(t.Context(), batch, o.Done); err != nil {
+		t.Fatal(err)
+	}
+	r.wellDone(t, o)
+}
+
+func lostInBatch(t *testing.T, r *run) {
+	batch := r.batch("p", 500)
+	o := NewOutcome(len(batch))
+	s := r.dial(t, &Downlink{})
+	if f, ok := r.Cloud.(Faulty); ok {
+		f.CutAfter(137)
+	} else {
+		go func() {
+			for len(r.Cloud.Received()) == 0 && t.Context().Err() == nil {
+				time.Sleep(time.Millisecond)
+			}
+			r.Cloud.Drop()
+		}()
+	}
+	for sessions := 0; o.done() < len(batch); sessions++ {
+		if sessions == 10 {
+			t.Fatal("ten sessions were not enough")
+		}
+		var rest []msg.Publication
+		var index []int
+		for i := range batch {
+			if _, n := o.Err(i); n == 0 {
+				rest, index = append(rest, batch[i]), append(index, i)
+			}
+		}
+		if err := s.Send(t.Context(), rest, func(i int, err error) { o.Done(index[i], err) }); err == nil {
+			for o.done() < len(batch) && s.Context().Err() == nil {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		if o.done() < len(batch) {
+			ended(t, s)
+			s.Close()
+			s = r.dial(t, &Downlink{})
+		}
+	}
+	r.wellDone(t, o)
+	r.arrived(t, payloads(batch))
+}
+
+func slowly(t *testing.T, r *run) {
+	f := r.faulty(t)
+	s := r.dial(t, &Downlink{})
+	f.Delay(200 * time.Millisecond)
+	batch := r.batch("p", 50)
+	o := NewOutcome(len(batch))
+	began := time.Now()
+	if err := s.Send(t.Context(), batch, o.Done); err != nil {
+		t.Fatal(err)
+	}
+	r.wellDone(t, o)
+	if took := time.Since(began); took > 25*200*time.Millisecond {
+		t.Fatalf("50 publications took %s: they went out one by one", took)
+	}
+	r.arrived(t, payloads(batch))
+}
+
+func refused(t *testing.T, r *run) {
+	if r.NoRefusals {
+		t.Skip("the platform cannot refuse a publication")
+	}
+	f := r.faulty(t)
+	f.Refuse("p-3")
+	s := r.dial(t, &Downlink{})
+	batch := r.batch("p", 10)
+	o := NewOutcome(len(batch))
+	if err := s.Send(t.Context(), batch, o.Done); err != nil {
+		t.Fatal(err)
+	}
+	r.wellDone(t, o, 3)
+	if err, _ := o.Err(3); !msg.IsPermanent(err) {
+		t.Fatalf("refused for good, but not permanent: %v", err)
+	}
+	if s.Context().Err() != nil {
+		t.Fatalf("the session ended: %v", context.Cause(s.Context()))
+	}
+	r.arrived(t, slices.Delete(payloads(batch), 3, 4))
+}
+
+func busy(t *testing.T, r *run) {
+	if r.NoRefusals {
+		t.Skip("the platform cannot refuse a publication")
+	}
+	f := r.faulty(t)
+	f.Busy("p-3")
+	s := r.dial(t, &Downlink{})
+	batch := r.batch("p", 10)
+	o := NewOutcome(len(batch))
+	if err := s.Send(t.Context(), batch, o.Done); err != nil {
+		t.Fatal(err)
+	}
+	r.wellDone(t, o, 3)
+	if err, _ := o.Err(3); err == nil || msg.IsPermanent(err) {
+		t.Fatalf("refused for now: %v", err)
+	}
+	again := NewOutcome(1)
+	if err := s.Send(t.Context(), batch[3:4], again.Done); err != nil {
+		t.Fatal(err)
+	}
+	r.wellDone(t, again)
+}
+
+// oddOne sends a batch in which one publication cannot be taken.
+func oddOne(t *testing.T, r *run, spoil func(p *msg.Publication)) {
+	s := r.dial(t, &Downlink{})
+	batch := r.batch("p", 5)
+	want := slices.Delete(payloads(batch), 2, 3)
+	spoil(&batch[2])
+	o := NewOutcome(len(batch))
+	if err := s.Send(t.Context(), batch, o.Done); err != nil {
+		t.Fatal(err)
+	}
+	r.wellDone(t, o, 2)
+	if err, _ := o.Err(2); !msg.IsPermanent(err) {
+		t.Fatalf("not permanent: %v", err)
+	}
+	if s.Context().Err() != nil {
+		t.Fatalf("the session ended: %v", context.Cause(s.Context()))
+	}
+	r.arrived(t, want)
+}
+
+func tooLarge(t *testing.T, r *run) {
+	if r.TooLarge == 0 {
+		t.Skip("the platform takes any size")
+	}
+	oddOne(t, r, func(p *msg.Publication) { p.Payload = make([]byte, r.TooLarge) })
+}
+
+func badTopic(t *testing.T, r *run) {
+	oddOne(t, r, func(p *msg.Publication) { p.Topic = "a/+/b" })
+}
+
+// goroutines lists those that run code of a connector.
+func goroutines() (list []string) {
+	buf := make([]byte, 4<<20)
+	for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if strings.Contains(g, "/northbound/") && !strings.Contains(g, "/northbound/northtest") {
+			list = append(list, g)
+		}
+	}
+	return list
+}
+
+func closeTwice(t *testing.T, r *run) {
+	s := r.dial(t, &Downlink{Filters: []string{r.Filter}})
+	batch := r.batch("p", 20)
+	o := NewOutcome(len(batch))
+	if err := s.Send(t.Context(), batch, o.Done); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatal("close: ", err)
+		}
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Fatalf("closing took %s", took)
+	}
+	ended(t, s)
+	r.wellDone(t, o) // Close waits a little for what is in flight
+	await(t, "no goroutine left", func() bool { return len(goroutines()) == 0 })
+}
+
+func sendAfterEnd(t *testing.T, r *run) {
+	s := r.dial(t, &Downlink{})
+	r.Cloud.Drop()
+	ended(t, s)
+	o := NewOutcome(5)
+	if err := s.Send(t.Context(), r.batch("p", 5), o.Done); err == nil {
+		t.Fatal("no error")
+	}
+	s.Close()
+	if n := o.done(); n != 0 {
+		t.Fatalf("%d publications done in a session that had ended", n)
+	}
+}
+
+func sendGivesUp(t *testing.T, r *run) {
+	f := r.faulty(t)
+	s := r.dial(t, &Downlink{})
+	f.Delay(time.Hour)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	for ctx.Err() == nil {
+		err := s.Send(ctx, r.batch("p", 1000), func(int, error) {})
+		if err != nil && ctx.Err() == nil {
+			t.Fatal(err)
+		}
+	}
+	f.Delay(0)
+}
+
+func dialGivesUp(t *testing.T, r *run) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if s, err := r.Connector.Dial(ctx, &Downlink{}); err == nil {
+		s.Close()
+		t.Fatal("dialled with a context that had ended")
+	}
+	await(t, "no goroutine left", func() bool { return len(goroutines()) == 0 })
+}
+
+func commands(t *testing.T, r *run) {
+	d := &Downlink{Filters: []string{r.Filter}}
+	r.dial(t, d)
+	var want []string
+	for i := range 50 {
+		want = append(want, fmt.Sprintf("c-%d", i))
+		r.Cloud.Command(want[i])
+	}
+	await(t, "commands", func() bool { return len(d.Got()) >= len(want) })
+	if got := d.payloads(); !slices.Equal(got, want) {
+		t.Fatalf("commands: %q", got)
+	}
+}
+
+func settledFirst(t *testing.T, r *run) {
+	f := r.faulty(t)
+	hold := make(chan struct{})
+	d := &Downlink{Filters: []string{r.Filter}, Before: func(ctx context.Context, _ msg.Publication) error {
+		select {
+		case <-hold:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}}
+	s := r.dial(t, d)
+	f.Command("c-0")
+	await(t, "the command to be on its way", func() bool { return f.Unconfirmed() == 1 })
+	// Reports go on while a command waits for its device.
+	o := NewOutcome(20)
+	if err := s.Send(t.Context(), r.batch("p", 20), o.Done); err != nil {
+		t.Fatal(err)
+	}
+	r.wellDone(t, o)
+	if f.Unconfirmed() != 1 {
+		t.Fatal("acknowledged before it was settled")
+	}
+	close(hold)
+	await(t, "the acknowledgement", func() bool { return f.Unconfirmed() == 0 })
+}
+
+func whileAway(t *testing.T, r *run) {
+	if r.NoMailbox {
+		t.Skip("the platform keeps no commands")
+	}
+	r.dial(t, &Downlink{Filters: []string{r.Filter}}).Close()
+	r.Cloud.Command("c-0")
+	r.Cloud.Command("c-1")
+	d := &Downlink{Filters: []string{r.Filter}}
+	r.dial(t, d)
+	await(t, "the commands sent while away", func() bool { return slices.Equal(firsts(d.payloads()), []string{"c-0", "c-1"}) })
+}
+
+func unsettled(t *testing.T, r *run) {
+	if r.NoMailbox {
+		t.Skip("the platform keeps no commands")
+	}
+	tried := make(chan struct{}, 100)
+	s := r.dial(t, &Downlink{Filters: []string{r.Filter}, Before: func(context.Context, msg.Publication) error {
+		tried <- struct{}{}
+		return errors.New("the mailbox's disk is full")
+	}})
+	r.Cloud.Command("c-0")
+	<-tried
+	s.Close()
+	d := &Downlink{Filters: []string{r.Filter}}
+	r.dial(t, d)
+	await(t, "the command again", func() bool { return slices.Equal(d.payloads(), []string{"c-0"}) })
+}
