@@ -7,6 +7,7 @@
 package file
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -93,7 +94,7 @@ func (p Provider) Import(_ context.Context, u hwcrypto.URI, secret []byte) (hwcr
 	if len(secret) == 0 {
 		return nil, fmt.Errorf("key file %q: the secret is empty", u.Path)
 	}
-	return create(u.Path, &pem.Block{Type: secretType, Bytes: secret})
+	return create(u.Path, &pem.Block{Type: secretType, Bytes: bytes.Clone(secret)})
 }
 
 // List describes the one key that a file holds.

@@ -174,11 +174,14 @@ func (k *key) Describe(context.Context) (hwcrypto.Info, error) {
 }
 
 func (k *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if h := opts.HashFunc(); h == 0 || len(digest) != h.Size() {
+		return nil, fmt.Errorf("key file %q: sign: want a digest of a hash that is named", k.path)
+	}
 	return k.priv.Sign(rand.Reader, digest, opts)
 }
 
 func (k *signer) SignContext(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return k.priv.Sign(rand.Reader, digest, opts)
+	return k.Sign(nil, digest, opts)
 }
 
 func (k *agreer) ECDH(_ context.Context, peer *ecdh.PublicKey) ([]byte, error) {

@@ -74,8 +74,8 @@ func New(ctx context.Context, o Options) (*Ring, error) {
 	dir := filepath.Join(o.State, "keys")
 	r := &Ring{o: o, entries: entries, baseDir: o.BaseDir, providers: map[string]hwcrypto.Provider{
 		"file":   file.Provider{},
-		"tpm":    tpm2.New(tpm2.Options{Dir: dir, Timeout: o.Timeout}),
-		"pkcs11": pkcs11.New(pkcs11.Options{Credentials: o.Credentials, Timeout: o.Timeout}),
+		"tpm":    tpm2.New(ctx, tpm2.Options{Dir: dir, Timeout: o.Timeout}),
+		"pkcs11": pkcs11.New(ctx, pkcs11.Options{Credentials: o.Credentials, Timeout: o.Timeout}),
 	}}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	r.View = View{r: r}

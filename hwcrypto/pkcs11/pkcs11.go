@@ -1,21 +1,37 @@
-// Package pkcs11 is written.
+// Package pkcs11 reaches keys in PKCS#11 tokens.
+//
+// What always holds: a wrong PIN is tried once and not again until its source says another; a URI that several keys or tokens match is
+// refused; keys are made SENSITIVE and not EXTRACTABLE; a session, a log-in or a token that is lost is found again by the next
+// operation; an operation that hangs costs its session and no more. A module is a singleton of the process: it is finalized only
+// while none of our sessions is open in it.
+//
+// The package needs cgo. Built without, every method says so.
 package pkcs11
 
 import (
-	"context"
+	"io/fs"
+	"os"
 	"time"
-
-	"github.com/drawbridge/drawbridge/hwcrypto"
 )
 
+// Options say where things are found. Zero values are the defaults.
 type Options struct {
-	Credentials string
-	Timeout     time.Duration
+	Credentials string        // $CREDENTIALS_DIRECTORY, for pin-source=credential:NAME
+	Timeout     time.Duration // of one operation; default 10s
+	Workers     int           // operations at once in one token; default 8
+	Root        fs.FS         // where p11-kit's configuration is read; default the file system's root
 }
-type Provider struct{}
 
-func New(Options) *Provider { return &Provider{} }
-func (*Provider) Open(context.Context, hwcrypto.URI) (hwcrypto.Key, error) {
-	return nil, hwcrypto.ErrUnsupported
+func (o Options) root() fs.FS {
+	if o.Root == nil {
+		return os.DirFS("/")
+	}
+	return o.Root
 }
-func (*Provider) Close() error { return nil }
+
+func (o Options) timeout() time.Duration {
+	if o.Timeout == 0 {
+		return 10 * time.Second
+	}
+	return o.Timeout
+}

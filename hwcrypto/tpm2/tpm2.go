@@ -14,7 +14,7 @@ type Options struct {
 }
 type Provider struct{}
 
-func New(Options) *Provider { return &Provider{} }
+func New(context.Context, Options) *Provider { return &Provider{} }
 func (*Provider) Open(context.Context, hwcrypto.URI) (hwcrypto.Key, error) {
 	return nil, hwcrypto.ErrUnsupported
 }

@@ -1,0 +1,159 @@
+//go:build cgo
+
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
+)
+
+// module is a loaded PKCS#11 library. Calls into it run at once; Initialize and Finalize run alone.
+type module struct {
+	path string
+	ctx  *pkcs11.Ctx
+
+	mu       sync.Mutex    // guards what follows
+	gen      int           // grows with each Initialize; 0: not yet
+	ours     bool          // this module was initialized by us, so we may finalize it
+	calls    int           // calls that run
+	sessions int           // of ours that are open
+	idle     chan struct{} // closed when calls falls to 0; nil where nobody waits
+	alone    chan struct{} // closed when whoever runs alone is done; nil where nobody does
+}
+
+// settle is how long Initialize waits for running calls to return before it gives up.
+const settle = 2 * time.Second
+
+func load(path string) (*module, error) {
+	ctx := pkcs11.New(path)
+	if ctx == nil {
+		return nil, fmt.Errorf("PKCS#11 module %q: it does not load", path)
+	}
+	return &module{path: path, ctx: ctx}, nil
+}
+
+// enter registers a call; leave ends it. It initializes the module where that has not been done.
+func (m *module) enter(ctx context.Context) (gen int, err error) {
+	for {
+		m.mu.Lock()
+		if m.alone == nil && m.gen > 0 {
+			m.calls++
+			gen = m.gen
+			m.mu.Unlock()
+			return gen, nil
+		}
+		wait := m.alone
+		m.mu.Unlock()
+		if wait == nil {
+			if err := m.initialize(ctx, 0); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+func (m *module) leave() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.calls--
+	if m.calls == 0 && m.idle != nil {
+		close(m.idle)
+		m.idle = nil
+	}
+}
+
+func (m *module) opened(n int) {
+	m.mu.Lock()
+	m.sessions = max(0, m.sessions+n)
+	m.mu.Unlock()
+}
+
+// initialize brings the module to a generation after gen, alone. The caller must not be between enter and leave.
+func (m *module) initialize(ctx context.Context, gen int) error {
+	m.mu.Lock()
+	if m.gen > gen {
+		m.mu.Unlock()
+		return nil
+	}
+	if wait := m.alone; wait != nil {
+		m.mu.Unlock()
+		select {
+		case <-wait:
+			return m.initialize(ctx, gen)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	done := make(chan struct{})
+	m.alone = done
+	var idle chan struct{}
+	if m.calls > 0 {
+		if m.idle == nil {
+			m.idle = make(chan struct{})
+		}
+		idle = m.idle
+	}
+	finalize := m.ours && m.sessions == 0
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		m.alone = nil
+		m.mu.Unlock()
+		close(done)
+	}()
+	if idle != nil {
+		timer := time.NewTimer(settle)
+		defer timer.Stop()
+		select {
+		case <-idle:
+		case <-timer.C:
+			return fmt.Errorf("PKCS#11 module %q: %w: a call into it hangs", m.path, hwcrypto.ErrTimeout)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if finalize {
+		// An error means that somebody else has finalized it, which comes to the same.
+		_ = m.ctx.Finalize()
+	}
+	err := m.ctx.Initialize()
+	already := is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
+	if err != nil && !already {
+		return fmt.Errorf("PKCS#11 module %q: %w", m.path, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !already {
+		m.sessions = 0
+		m.ours = true
+	}
+	m.gen++
+	return nil
+}
+
+// is tells whether err is one of the return values CKR_….
+func is(err error, codes ...uint) bool {
+	var e pkcs11.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	for _, c := range codes {
+		if uint(e) == c {
+			return true
+		}
+	}
+	return false
+}

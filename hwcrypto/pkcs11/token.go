@@ -1,0 +1,347 @@
+//go:build cgo
+
+package pkcs11
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/hwcrypto/queue"
+)
+
+const (
+	workers = 8
+	// patience is how long a token that was found missing is not looked for again.
+	patience = time.Second
+	// attempts is how often an operation is begun: each loss that it may meet (module, session, log-in, handle) once.
+	attempts = 4
+)
+
+// token is one token with its sessions.
+type token struct {
+	ctx   context.Context // of the provider's life: crypto.Signer knows none
+	o     Options
+	uri   hwcrypto.URI // by which it is found again, and whose PIN source counts
+	queue *queue.Queue
+
+	mu       sync.Mutex // guards what follows
+	id       identity
+	epoch    int // grows when all sessions and handles have become void
+	free     []pkcs11.SessionHandle
+	open_    int // sessions that are open, in use or free
+	loggedIn bool
+	badPIN   [sha256.Size]byte // hash of a PIN that the token has refused
+	lookAt   time.Time         // not to be looked for before
+	lostErr  error             // why it is not there
+}
+
+// session is what an operation works with.
+type session struct {
+	*pkcs11.Ctx
+	h     pkcs11.SessionHandle
+	epoch int
+}
+
+func newToken(ctx context.Context, o Options, id identity, u hwcrypto.URI) *token {
+	n := o.Workers
+	if n == 0 {
+		n = workers
+	}
+	return &token{ctx: ctx, o: o, id: id, uri: u, queue: queue.New(queue.Options{Chip: id.String(), Workers: n, Timeout: o.timeout()})}
+}
+
+func (t *token) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.discard()
+}
+
+// discard closes the free sessions and makes all others void. t.mu is held.
+func (t *token) discard() {
+	for _, h := range t.free {
+		_ = t.id.module.ctx.CloseSession(h) // it may be gone already
+	}
+	t.id.module.opened(-t.open_)
+	t.free, t.open_ = nil, 0
+	t.loggedIn = false
+	t.epoch++
+}
+
+// call runs f in a session, in its turn, and mends what has been lost.
+func call[T any](ctx context.Context, t *token, f func(session) (T, error)) (T, error) {
+	v, err := queue.Call(ctx, t.queue, func(ctx context.Context) (T, error) {
+		var v T
+		for try := 1; ; try++ {
+			var err error
+			v, err = attempt(ctx, t, f)
+			if err == nil || try == attempts || ctx.Err() != nil || !t.mend(ctx, err) {
+				return v, err
+			}
+		}
+	})
+	if err != nil {
+		err = t.explain(err)
+	}
+	return v, err
+}
+
+func attempt[T any](ctx context.Context, t *token, f func(session) (T, error)) (T, error) {
+	var zero T
+	m := t.id.module
+	gen, err := m.enter(ctx)
+	if err != nil {
+		return zero, err
+	}
+	defer m.leave()
+	s, err := t.session(gen)
+	if err != nil {
+		return zero, err
+	}
+	v, err := f(s)
+	t.back(s, err)
+	return v, err
+}
+
+// session gives a free session or opens one, logged in.
+func (t *token) session(gen int) (session, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := t.id.module
+	if t.lostErr != nil {
+		return session{}, t.lostErr
+	}
+	if t.id.gen != gen { // initialized anew since: handles and slot numbers are void
+		t.free, t.open_, t.loggedIn = nil, 0, false
+		t.epoch++
+		if err := t.locate(gen); err != nil {
+			return session{}, err
+		}
+	}
+	if n := len(t.free); n > 0 {
+		h := t.free[n-1]
+		t.free = t.free[:n-1]
+		if err := t.login(h); err != nil {
+			t.free = append(t.free, h)
+			return session{}, err
+		}
+		return session{m.ctx, h, t.epoch}, nil
+	}
+	h, err := m.ctx.OpenSession(t.id.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if is(err, pkcs11.CKR_TOKEN_WRITE_PROTECTED) {
+		h, err = m.ctx.OpenSession(t.id.slot, pkcs11.CKF_SERIAL_SESSION)
+	}
+	if err != nil {
+		return session{}, err
+	}
+	if err := t.login(h); err != nil {
+		_ = m.ctx.CloseSession(h)
+		return session{}, err
+	}
+	t.open_++
+	m.opened(1)
+	return session{m.ctx, h, t.epoch}, nil
+}
+
+// back takes a session back. One in which something went wrong may be in the middle of an operation, so it is closed.
+func (t *token) back(s session, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case s.epoch != t.epoch:
+		_ = s.CloseSession(s.h)
+	case err != nil:
+		_ = s.CloseSession(s.h)
+		t.open_--
+		t.id.module.opened(-1)
+		if t.open_ == 0 {
+			t.loggedIn = false // closing the last session logs out
+		}
+	default:
+		t.free = append(t.free, s.h)
+	}
+}
+
+// locate finds the slot in which the token is now. t.mu is held, and the module entered.
+func (t *token) locate(gen int) error {
+	list, err := t.id.module.slots(gen, hwcrypto.URI{Token: t.id.label, Serial: t.id.serial, Manufacturer: t.id.manufacturer, Model: t.id.model})
+	if err != nil {
+		return err
+	}
+	for _, i := range list {
+		if t.id.same(i) {
+			t.id = i
+			return nil
+		}
+	}
+	return hwcrypto.ErrNoToken
+}
+
+// login logs in once. t.mu is held.
+func (t *token) login(h pkcs11.SessionHandle) error {
+	if t.loggedIn {
+		return nil
+	}
+	m := t.id.module
+	info, err := m.ctx.GetTokenInfo(t.id.slot)
+	if err != nil {
+		return err
+	}
+	if info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 {
+		t.loggedIn = true
+		return nil
+	}
+	if s, err := m.ctx.GetSessionInfo(h); err == nil && (s.State == pkcs11.CKS_RW_USER_FUNCTIONS || s.State == pkcs11.CKS_RO_USER_FUNCTIONS) {
+		t.loggedIn = true // by another user of the module in this process
+		return nil
+	}
+	pin, err := t.pin()
+	if err != nil {
+		return err
+	}
+	defer clear(pin)
+	sum := sha256.Sum256(pin)
+	switch {
+	case sum == t.badPIN:
+		return fmt.Errorf("%w: the token has refused the PIN of %s before; it is not tried again", hwcrypto.ErrPIN, t.uri.PINSource)
+	case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
+		return fmt.Errorf("%w: too many wrong PINs", hwcrypto.ErrLocked)
+	case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
+		return hwcrypto.WithHint(fmt.Errorf("%w: one try is left before the token locks; it is not used up", hwcrypto.ErrPIN),
+			"log in by hand with the right PIN, which sets the counter back: pkcs11-tool --login --list-objects")
+	}
+	err = m.ctx.Login(h, pkcs11.CKU_USER, string(pin))
+	switch {
+	case err == nil, is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
+		t.loggedIn = true
+		return nil
+	case is(err, pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE):
+		t.badPIN = sum
+		return fmt.Errorf("%w: the token refuses the PIN of %s", hwcrypto.ErrPIN, t.uri.PINSource)
+	case is(err, pkcs11.CKR_PIN_LOCKED):
+		return fmt.Errorf("%w: too many wrong PINs", hwcrypto.ErrLocked)
+	}
+	return fmt.Errorf("log-in: %w", err)
+}
+
+// pin reads the PIN where the URI says that it stands.
+func (t *token) pin() ([]byte, error) {
+	kind, rest, _ := strings.Cut(t.uri.PINSource, ":")
+	var path string
+	switch kind {
+	case "file":
+		path = rest
+	case "credential":
+		if t.o.Credentials == "" {
+			return nil, errors.New("PIN: there is no $CREDENTIALS_DIRECTORY")
+		}
+		path = filepath.Join(t.o.Credentials, rest)
+	default:
+		return nil, hwcrypto.WithHint(errors.New("PIN: the token wants one, and the URI names none"), "write ?pin-source=file:/path at the end of the URI")
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("PIN: %w", err)
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return nil, hwcrypto.WithHint(fmt.Errorf("PIN: others may read %q (mode %04o)", path, st.Mode().Perm()), "chmod 600 "+path)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("PIN: %w", err)
+	}
+	return hwcrypto.TrimNewline(b), nil
+}
+
+// mend brings back what an operation has lost, and tells whether the operation may be begun again.
+func (t *token) mend(ctx context.Context, err error) bool {
+	m := t.id.module
+	switch {
+	case is(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED):
+		t.mu.Lock()
+		gen := t.id.gen
+		t.mu.Unlock()
+		return m.initialize(ctx, gen) == nil
+	case is(err, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN):
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.discard()
+		return true
+	case is(err, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID):
+		// A private object's handle is void after a log-out, so ask again whether we are logged in.
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.loggedIn = false
+		t.epoch++
+		for _, h := range t.free {
+			_ = m.ctx.CloseSession(h)
+		}
+		m.opened(-len(t.free))
+		t.open_ -= len(t.free)
+		t.free = nil
+		return true
+	case is(err, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_ERROR,
+		pkcs11.CKR_SLOT_ID_INVALID), errors.Is(err, hwcrypto.ErrNoToken):
+		return t.refind(ctx)
+	}
+	return false
+}
+
+// refind looks for a token that is gone, at most once per patience.
+func (t *token) refind(ctx context.Context) bool {
+	m := t.id.module
+	t.mu.Lock()
+	if now := time.Now(); now.Before(t.lookAt) {
+		t.mu.Unlock()
+		return false
+	} else {
+		t.lookAt = now.Add(patience)
+	}
+	t.discard()
+	t.lostErr = nil
+	t.mu.Unlock()
+
+	find := func() error {
+		gen, err := m.enter(ctx)
+		if err != nil {
+			return err
+		}
+		defer m.leave()
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return t.locate(gen)
+	}
+	err := find()
+	if err != nil && m.quiet() && m.initialize(ctx, m.generation()) == nil {
+		err = find()
+	}
+	return err == nil
+}
+
+// explain puts an error into words and names the chip, unless that has been done.
+func (t *token) explain(err error) error {
+	var e pkcs11.Error
+	switch {
+	case errors.Is(err, hwcrypto.ErrTimeout), errors.Is(err, hwcrypto.ErrBusy):
+		return err
+	case is(err, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_SLOT_ID_INVALID):
+		err = fmt.Errorf("%w: %w", hwcrypto.ErrNoToken, err)
+	case is(err, pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED, pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED,
+		pkcs11.CKR_CURVE_NOT_SUPPORTED):
+		err = fmt.Errorf("%w: %w", hwcrypto.ErrUnsupported, err)
+	case errors.As(err, &e) && uint(e) == pkcs11.CKR_SESSION_COUNT:
+		err = fmt.Errorf("no free session: %w", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return fmt.Errorf("%v: %w", t.id, err)
+}
