@@ -19,6 +19,8 @@ type Identity struct {
 	Credential string    // PSK identity, certificate fingerprint (SHA-256, hex), user name: for people, never secret
 	Expires    time.Time // when the credential ends; zero: never
 	Sleepy     bool      // commands wait in a mailbox
+
+	proof *proof // what Refresh looks at again; nil where nothing more is needed
 }
 
 // ErrUnknown is returned for a credential that proves nobody, and for a wrong secret alike.

@@ -115,7 +115,7 @@ func (k *checker) gateway() {
 // badName says what keeps s from being the name of a gateway or device: names become levels of topics and parts of paths.
 func badName(s string) string {
 	switch {
-	case s == "." || s == "..":
+	case s == "." || s == ".." || strings.HasPrefix(s, "$"):
 		return "is not a name"
 	case len(s) > 128:
 		return "is longer than 128 octets"

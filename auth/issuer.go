@@ -1,0 +1,260 @@
+package auth
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+
+	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/internal/health"
+)
+
+// IssuerUnreachable is the problem of an [issuer] whose keys cannot be fetched.
+var IssuerUnreachable = health.Code{Name: "issuer-unreachable", Title: "the issuer of tokens cannot be asked for its keys", Severity: health.Degraded,
+	Hint: "drawbridge doctor; devices that log in by its tokens are refused until it answers", After: 10 * time.Second}
+
+const (
+	issuerTimeout  = 10 * time.Second
+	issuerPause    = 5 * time.Second // between two requests for the same URL
+	maxToken       = 16 << 10
+	maxTokenGroups = 64
+)
+
+// algorithms are those of public keys alone: a token "signed" with a secret or with none proves nothing.
+var algorithms = []string{
+	oidc.RS256, oidc.RS384, oidc.RS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.EdDSA,
+}
+
+// issuer verifies the tokens of one [issuer]. It is discovered when the first of them comes, and its keys are kept through its outages.
+type issuer struct {
+	name   string
+	cfg    config.Issuer
+	ca     string // content of the CA file
+	now    func() time.Time
+	health *health.Reporter
+	client *http.Client
+
+	life   context.Context // of requests for keys, which several log-ins wait for
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	verifier *oidc.IDTokenVerifier // guarded by mu; nil until discovered
+	finding  chan struct{}         // guarded by mu; closed when the discovery that runs has ended
+	failed   error                 // guarded by mu; of the last discovery
+	failedAt time.Time             // guarded by mu
+}
+
+func (r *Realm) newIssuer(ctx context.Context, name string, cfg *config.Issuer) (*issuer, error) {
+	i := &issuer{name: name, cfg: *cfg, now: r.o.Now}
+	if r.o.Health != nil {
+		i.health = r.o.Health.For("issuer " + name)
+	}
+	tlsConfig, ca, err := trust(cfg.CA, r.o.Now)
+	if err != nil {
+		return nil, fmt.Errorf("issuer %q: %w", name, err)
+	}
+	i.ca = ca
+	transport := &http.Transport{TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute}
+	i.client = &http.Client{Timeout: issuerTimeout, Transport: &paced{next: transport, now: time.Now, last: map[string]time.Time{}}}
+	i.life, i.cancel = context.WithCancel(oidc.ClientContext(context.WithoutCancel(ctx), i.client))
+	return i, nil
+}
+
+// same tells whether cfg would make the same issuer.
+func (i *issuer) same(cfg *config.Issuer) bool {
+	a, b := i.cfg, *cfg
+	a.Pos, b.Pos = config.Pos{}, config.Pos{}
+	if a != b {
+		return false
+	}
+	if cfg.CA == "" {
+		return true
+	}
+	ca, err := os.ReadFile(string(cfg.CA))
+	return err == nil && string(ca) == i.ca
+}
+
+func (i *issuer) close() {
+	i.cancel()
+	i.client.CloseIdleConnections()
+	i.health.ClearAll()
+}
+
+// trust makes the TLS configuration of a client that believes the CA file, or the system where there is none.
+func trust(ca config.Path, now func() time.Time) (*tls.Config, string, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, Time: now}
+	if ca == "" {
+		return c, "", nil
+	}
+	data, err := os.ReadFile(string(ca))
+	if err != nil {
+		return nil, "", fmt.Errorf("CA: %w", err)
+	}
+	c.RootCAs = x509.NewCertPool()
+	if !c.RootCAs.AppendCertsFromPEM(data) {
+		return nil, "", fmt.Errorf("CA %q: no certificate in it", string(ca))
+	}
+	return c, string(data), nil
+}
+
+// paced lets one request a URL through per issuerPause: a token with an unknown key makes its verifier ask the issuer again, and
+// whoever sends such tokens is not to lead us in flooding it.
+type paced struct {
+	next http.RoundTripper
+	now  func() time.Time
+
+	mu   sync.Mutex
+	last map[string]time.Time // guarded by mu
+}
+
+func (p *paced) RoundTrip(req *http.Request) (*http.Response, error) {
+	url := req.URL.String()
+	now := p.now()
+	p.mu.Lock()
+	wait := now.Sub(p.last[url]) < issuerPause
+	if !wait {
+		p.last[url] = now
+	}
+	p.mu.Unlock()
+	if wait {
+		return nil, errPaced
+	}
+	return p.next.RoundTrip(req)
+}
+
+func (p *paced) CloseIdleConnections() {
+	if t, ok := p.next.(*http.Transport); ok {
+		t.CloseIdleConnections()
+	}
+}
+
+var errPaced = errors.New("the issuer was asked a moment ago")
+
+// ready gives the verifier, after discovery where that is still to be done.
+func (i *issuer) ready(ctx context.Context) (*oidc.IDTokenVerifier, error) {
+	for {
+		i.mu.Lock()
+		switch {
+		case i.verifier != nil:
+			defer i.mu.Unlock()
+			return i.verifier, nil
+		case i.finding == nil && i.failed != nil && time.Since(i.failedAt) < issuerPause:
+			defer i.mu.Unlock()
+			return nil, i.failed
+		}
+		mine := i.finding == nil
+		if mine {
+			i.finding = make(chan struct{})
+		}
+		done := i.finding
+		i.mu.Unlock()
+		if !mine {
+			select {
+			case <-done:
+				continue
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+		provider, err := oidc.NewProvider(i.life, i.cfg.URL)
+		i.mu.Lock()
+		if err != nil {
+			i.failed, i.failedAt = fmt.Errorf("issuer %q: %w", i.name, err), time.Now()
+			i.health.Set(&IssuerUnreachable, err.Error())
+		} else {
+			i.failed = nil
+			i.verifier = provider.VerifierContext(i.life, &oidc.Config{ClientID: i.cfg.Audience, SupportedSigningAlgs: algorithms, Now: i.now})
+			i.health.Clear(&IssuerUnreachable)
+		}
+		i.finding = nil
+		close(done)
+		i.mu.Unlock()
+	}
+}
+
+// issuerOf reads, without believing it, which issuer a token names.
+func issuerOf(token string) (string, bool) {
+	_, rest, ok := strings.Cut(token, ".")
+	body, _, ok2 := strings.Cut(rest, ".")
+	if !ok || !ok2 {
+		return "", false
+	}
+	data, err := base64.RawURLEncoding.DecodeString(body)
+	if err != nil {
+		return "", false
+	}
+	var claims struct {
+		Issuer string `json:"iss"`
+	}
+	return claims.Issuer, json.Unmarshal(data, &claims) == nil
+}
+
+// token checks a JSON web token that was given as the password. The user name proves nothing and is not looked at.
+func (r *Realm) token(ctx context.Context, c *Credentials) (Identity, error) {
+	if len(c.Password) > maxToken {
+		return Identity{}, ErrUnknown
+	}
+	raw := string(c.Password)
+	url, ok := issuerOf(raw)
+	t := r.now.Load()
+	i := t.issuers[url]
+	if !ok || i == nil {
+		return Identity{}, ErrUnknown
+	}
+	verifier, err := i.ready(ctx)
+	if err != nil {
+		return Identity{}, err
+	}
+	token, err := verifier.Verify(ctx, raw)
+	if err != nil {
+		if strings.Contains(err.Error(), "fetching keys") { // go-oidc's only mark of it
+			if !strings.Contains(err.Error(), errPaced.Error()) {
+				i.health.Set(&IssuerUnreachable, err.Error())
+			}
+			return Identity{}, fmt.Errorf("issuer %q: its keys cannot be fetched", i.name)
+		}
+		return Identity{}, fmt.Errorf("%w: token: %w", ErrUnknown, err)
+	}
+	i.health.Clear(&IssuerUnreachable)
+	var claims map[string]any
+	if err := token.Claims(&claims); err != nil {
+		return Identity{}, ErrUnknown
+	}
+	name, _ := claims[i.cfg.DeviceClaim].(string)
+	if !config.ValidDevice(name) {
+		return Identity{}, fmt.Errorf("%w: the token's claim %q names no device", ErrUnknown, i.cfg.DeviceClaim)
+	}
+	p := &proof{issuer: url, groups: words(claims[i.cfg.GroupsClaim])}
+	d := t.devices[name]
+	return Identity{
+		Device: name, Groups: merged(d, p.groups), Method: "jwt", Credential: i.name + " " + name, Expires: token.Expiry,
+		Sleepy: d != nil && d.cfg.Sleepy, proof: p,
+	}, nil
+}
+
+// words reads a claim that lists words: an array, or one text with blanks between them.
+func words(claim any) []string {
+	var list []string
+	switch c := claim.(type) {
+	case string:
+		list = strings.Fields(c)
+	case []any:
+		for _, v := range c {
+			if s, ok := v.(string); ok && s != "" {
+				list = append(list, s)
+			}
+		}
+	}
+	return list[:min(len(list), maxTokenGroups)]
+}
