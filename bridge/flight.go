@@ -1,0 +1,426 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/drawbridge/drawbridge/bridge/spool"
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/northbound"
+)
+
+// Bounds of what a pump has under way.
+const (
+	maxInFlight      = 4096    // publications
+	maxInFlightBytes = 8 << 20 // octets of their records; one may exceed it alone
+	maxBatch         = 512
+	stallTime        = 2 * time.Minute // without a confirmation for anything: the session is dead
+)
+
+// A message is given up when it has been alone in maxStrikes failed sessions and the one behind it then goes through.
+// Where the one behind fails too, it is the cloud's fault, and both are kept.
+const (
+	maxStrikes = 3
+	carefulFor = 64 // messages that are sent one at a time after maxStrikes sessions without a confirmation
+)
+
+// flight is what one session has under way.
+type flight struct {
+	p      *pump
+	s      northbound.Session
+	cancel context.CancelCauseFunc
+	limits northbound.Limits
+	dec    decoder
+	held   []spool.Entry // read but not sent
+
+	room  chan struct{} // capacity 1: something was settled
+	grave chan struct{} // capacity 1: something is to be buried
+
+	mu        sync.Mutex
+	over      bool     // guarded by mu; confirmations that come later count no more: what they are for will be sent again
+	count     int      // guarded by mu; publications in flight
+	bytes     int      // guarded by mu
+	sent      int      // guarded by mu
+	delivered int      // guarded by mu
+	burials   []burial // guarded by mu
+	moved     int      // guarded by mu; settled in any way
+}
+
+func newFlight(p *pump, s northbound.Session, cancel context.CancelCauseFunc) *flight {
+	return &flight{
+		p: p, s: s, cancel: cancel, limits: p.b.state.Load().limits[p.name],
+		room: make(chan struct{}, 1), grave: make(chan struct{}, 1),
+	}
+}
+
+// run pumps until ctx ends, and tells why it did.
+func (f *flight) run(ctx context.Context, beat Beat) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { f.tend(ctx) })
+	err := f.pump(ctx, beat)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	f.cancel(err)
+	beat.Progress(time.Minute)
+	closeErr := f.s.Close()
+	f.mu.Lock()
+	f.over = true
+	f.mu.Unlock()
+	wg.Wait()
+	if err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+// pump reads and sends.
+func (f *flight) pump(ctx context.Context, beat Beat) error {
+	for {
+		for f.p.careful > 0 {
+			if err := f.oneAlone(ctx, beat); err != nil {
+				return err
+			}
+		}
+		n, err := f.waitForRoom(ctx, beat)
+		if err != nil {
+			return err
+		}
+		if err := f.read(ctx, min(n, maxBatch), beat); err != nil {
+			return err
+		}
+		entries := f.held
+		f.held = nil
+		if err := f.send(ctx, f.prepare(entries), beat); err != nil {
+			return err
+		}
+	}
+}
+
+// read fills held, if it is empty, with up to n entries.
+func (f *flight) read(ctx context.Context, n int, beat Beat) (err error) {
+	if len(f.held) > 0 {
+		return nil
+	}
+	beat.Waiting()
+	f.held, err = f.p.consumer.Read(ctx, n, maxInFlightBytes/8)
+	return err
+}
+
+// waitForRoom waits until something may be sent, and tells how much.
+func (f *flight) waitForRoom(ctx context.Context, beat Beat) (int, error) {
+	most := maxInFlight
+	if w := f.limits.Window; w > 0 {
+		most = min(most, w)
+	}
+	for {
+		f.mu.Lock()
+		n := most - f.count
+		full := n <= 0 || f.count > 0 && f.bytes >= maxInFlightBytes
+		f.mu.Unlock()
+		if !full {
+			return n, nil
+		}
+		beat.Progress(2 * stallTime)
+		select {
+		case <-f.room:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+// batch is what one Send was given.
+type batch struct {
+	f       *flight
+	entries []spool.Entry
+	pubs    []msg.Publication
+	done    []bool // guarded by f.mu
+}
+
+// prepare settles what need not be sent, and makes a batch of the rest.
+func (f *flight) prepare(entries []spool.Entry) *batch {
+	now := f.p.b.o.Now()
+	b := &batch{f: f}
+	var dead []burial
+	for i := range entries {
+		e := &entries[i]
+		if expired(e.Expires, now) {
+			f.p.consumer.Settle(e.Pos, spool.Expired)
+			f.p.b.waiting.settle(e.ID, f.p.name, msg.Refuse(msg.Unconfirmed, "expired before %s took it", f.p.name))
+			continue
+		}
+		p, err := f.dec.publication(e)
+		if err == nil {
+			err = fits(&p, f.limits)
+		}
+		if err != nil {
+			dead = append(dead, burial{*e, err.Error()})
+			continue
+		}
+		b.entries = append(b.entries, *e)
+		b.pubs = append(b.pubs, p)
+	}
+	b.done = make([]bool, len(b.pubs))
+	f.mu.Lock()
+	for _, l := range dead {
+		f.count++
+		f.bytes += len(l.e.Data)
+		f.buryLocked(l)
+	}
+	f.mu.Unlock()
+	return b
+}
+
+// send hands a batch to the session, at the pace that the platform bears.
+func (f *flight) send(ctx context.Context, b *batch, beat Beat) error {
+	if len(b.pubs) == 0 {
+		return nil
+	}
+	beat.Progress(2 * stallTime)
+	f.mu.Lock()
+	f.count += len(b.entries)
+	f.sent += len(b.entries)
+	for i := range b.entries {
+		f.bytes += len(b.entries[i].Data)
+	}
+	f.mu.Unlock()
+	if f.limits.Rate > 0 {
+		return f.sendPaced(ctx, b)
+	}
+	return f.s.Send(ctx, b.pubs, b.confirm)
+}
+
+// sendPaced sends in parts of a tenth of a second.
+func (f *flight) sendPaced(ctx context.Context, b *batch) error {
+	part := max(1, int(f.limits.Rate/10))
+	for from := 0; from < len(b.pubs); from += part {
+		to := min(from+part, len(b.pubs))
+		if err := f.s.Send(ctx, b.pubs[from:to], func(i int, err error) { b.confirm(from+i, err) }); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(time.Duration(float64(to-from) / f.limits.Rate * float64(time.Second))):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// confirm is the done of Send.
+func (b *batch) confirm(i int, err error) {
+	f := b.f
+	e := &b.entries[i]
+	f.mu.Lock()
+	if f.over || b.done[i] {
+		f.mu.Unlock()
+		return
+	}
+	b.done[i] = true
+	switch {
+	case err == nil:
+		f.delivered++
+		f.landLocked(e, spool.Delivered)
+	case msg.IsPermanent(err):
+		f.buryLocked(burial{*e, err.Error()})
+	}
+	f.mu.Unlock()
+	switch {
+	case err == nil:
+		f.p.b.waiting.settle(e.ID, f.p.name, nil)
+	case !msg.IsPermanent(err):
+		f.cancel(&notTaken{e.ID, err})
+	}
+}
+
+// notTaken ends a session in which the cloud did not take a message for now.
+type notTaken struct {
+	id  msg.ID
+	err error
+}
+
+func (n *notTaken) Error() string { return fmt.Sprintf("message %s: %v", n.id, n.err) }
+func (n *notTaken) Unwrap() error { return n.err }
+
+// landLocked settles an entry that is counted in flight. It does so under the lock, so that none is settled after the
+// session is over and the entry is read again.
+func (f *flight) landLocked(e *spool.Entry, o spool.Outcome) {
+	f.count--
+	f.bytes -= len(e.Data)
+	f.moved++
+	f.p.consumer.Settle(e.Pos, o)
+	signal(f.room)
+}
+
+// buryLocked leaves an entry, which is counted in flight, to tend.
+func (f *flight) buryLocked(l burial) {
+	f.burials = append(f.burials, l)
+	signal(f.grave)
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// tend buries what is dead, durably before it is settled, and ends a session that confirms nothing any more.
+func (f *flight) tend(ctx context.Context) {
+	tick := time.NewTicker(stallTime)
+	defer tick.Stop()
+	moved, idle := 0, false
+	for {
+		select {
+		case <-f.grave:
+			f.bury()
+		case <-tick.C:
+			f.mu.Lock()
+			stalled := idle && f.count > 0 && f.moved == moved
+			moved, idle = f.moved, f.count > 0
+			f.mu.Unlock()
+			if stalled {
+				f.cancel(fmt.Errorf("no confirmation for %v", stallTime))
+			}
+		case <-ctx.Done():
+			f.bury()
+			return
+		}
+	}
+}
+
+func (f *flight) bury() {
+	f.mu.Lock()
+	list := f.burials
+	f.burials = nil
+	f.mu.Unlock()
+	if len(list) == 0 {
+		return
+	}
+	if err := f.p.b.dead.bury(f.p.name, list); err != nil {
+		f.p.health.Set(&DeadLettersFailing, err.Error())
+		f.cancel(fmt.Errorf("dead letters: %w", err))
+		return
+	}
+	f.p.health.Clear(&DeadLettersFailing)
+	for i := range list {
+		l := &list[i]
+		f.mu.Lock()
+		f.landLocked(&l.e, spool.Dead)
+		f.mu.Unlock()
+		f.p.b.waiting.settle(l.e.ID, f.p.name, msg.Refuse(msg.Unprocessable, "%s refused it: %s", f.p.name, l.reason))
+	}
+}
+
+// oneAlone sends the next message with nothing else in flight, to find one that ends sessions.
+func (f *flight) oneAlone(ctx context.Context, beat Beat) error {
+	if err := f.read(ctx, 2, beat); err != nil {
+		return err
+	}
+	p, head := f.p, f.held[0]
+	if head.ID != p.suspect {
+		p.suspect, p.strikes = head.ID, 0
+	}
+	if p.strikes >= maxStrikes {
+		p.health.Set(&CloudRefusesMessage, fmt.Sprintf("message %s, %d times", head.ID, p.strikes))
+		if p.strikes%2 == 1 && f.second(ctx) {
+			return f.tryBehind(ctx, head, beat)
+		}
+	}
+	b := f.prepare(f.held[:1])
+	if err := f.alone(ctx, b, beat); err != nil {
+		p.strikes++
+		return err
+	}
+	f.held = f.held[1:]
+	f.passed()
+	return nil
+}
+
+// second tells whether there is a message behind the first that is held.
+func (f *flight) second(ctx context.Context) bool {
+	if len(f.held) < 2 {
+		ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		more, _ := f.p.consumer.Read(ctx, 1, maxInFlightBytes/8) // an end of ctx shows with the next Read
+		f.held = append(f.held, more...)
+	}
+	return len(f.held) >= 2
+}
+
+// tryBehind sends the message behind one that keeps failing. Where the cloud takes it, the fault is the first one's.
+func (f *flight) tryBehind(ctx context.Context, head spool.Entry, beat Beat) error {
+	b := f.prepare(f.held[1:2])
+	if err := f.alone(ctx, b, beat); err != nil {
+		f.p.strikes++
+		return err
+	}
+	if len(b.pubs) > 0 { // it was sent and confirmed
+		f.mu.Lock()
+		f.count++
+		f.bytes += len(head.Data)
+		f.buryLocked(burial{head, fmt.Sprintf("the cloud did not take it in %d sessions, but took the one behind it", f.p.strikes)})
+		f.mu.Unlock()
+		f.held = f.held[2:]
+		f.passed()
+		return nil
+	}
+	f.held = append(f.held[:1], f.held[2:]...)
+	return nil
+}
+
+// passed notes that a message went through alone.
+func (f *flight) passed() {
+	f.p.careful--
+	f.p.strikes = 0
+	f.p.health.Clear(&CloudRefusesMessage)
+}
+
+// alone sends the batch of at most one and waits until nothing is in flight.
+func (f *flight) alone(ctx context.Context, b *batch, beat Beat) error {
+	if err := f.send(ctx, b, beat); err != nil {
+		return err
+	}
+	for {
+		f.mu.Lock()
+		n := f.count
+		f.mu.Unlock()
+		if n == 0 {
+			return nil
+		}
+		select {
+		case <-f.room:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// fits holds a publication against the limits of a platform.
+func fits(p *msg.Publication, l northbound.Limits) error {
+	if l.Payload > 0 && len(p.Payload) > l.Payload {
+		return fmt.Errorf("payload of %d octets: the platform takes %d", len(p.Payload), l.Payload)
+	}
+	return topicFits(p.Topic, l)
+}
+
+// maxTopic is MQTT's own limit (MQTT 5 section 1.5.4).
+const maxTopic = 65535
+
+func topicFits(topic string, l northbound.Limits) error {
+	most := maxTopic
+	if l.Topic > 0 {
+		most = min(most, l.Topic)
+	}
+	if len(topic) > most {
+		return fmt.Errorf("topic of %d octets: the platform takes %d", len(topic), most)
+	}
+	if levels := strings.Count(topic, "/") + 1; l.TopicLevels > 0 && levels > l.TopicLevels {
+		return fmt.Errorf("topic of %d levels: the platform takes %d", levels, l.TopicLevels)
+	}
+	return nil
+}

@@ -1,0 +1,249 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/drawbridge/drawbridge/internal/health"
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/northbound"
+)
+
+// Pauses between attempts to dial: they double, with jitter. One that a person has to mend is tried again slowly.
+const (
+	firstPause  = time.Second
+	refusedWait = time.Minute
+	lastPause   = 5 * time.Minute
+	dialTime    = time.Minute // chips are slow
+)
+
+// The causes with which the bridge itself ends a session.
+var (
+	errPaused        = errors.New("paused by an operator")
+	errTopicsChanged = errors.New("the subscriptions changed")
+)
+
+// The states of a connector.
+const (
+	StateStopped   = "stopped"   // no task runs it
+	StateDialing   = "dialing"   // it connects and logs in
+	StateConnected = "connected" // it has a session
+	StateWaiting   = "waiting"   // it tries again at Next
+	StatePaused    = "paused"    // by an operator
+)
+
+// pump takes a connector's queue to its cloud. It outlives its task, as what it has learned of the queue does.
+type pump struct {
+	b        *Bridge
+	name     string
+	consumer reader
+	health   *health.Reporter
+	nudge    chan struct{} // capacity 1: ends a wait
+
+	// Of the task alone.
+	barren  int    // sessions in a row that sent something and had nothing confirmed
+	careful int    // messages still to be sent one at a time
+	suspect msg.ID // the message that was alone when the last session failed
+	strikes int    // how often that was so
+
+	mu     sync.Mutex
+	paused bool                    // guarded by mu
+	cancel context.CancelCauseFunc // guarded by mu; ends the session, nil where there is none
+	seen   ConnectorStatus         // guarded by mu
+}
+
+func newPump(b *Bridge, name string) *pump {
+	return &pump{
+		b: b, name: name, consumer: b.queue.reader(name), health: b.o.Health.For("connector " + name),
+		nudge: make(chan struct{}, 1), seen: ConnectorStatus{Name: name, State: StateStopped, Since: b.o.Now()},
+	}
+}
+
+func (p *pump) run(ctx context.Context, c northbound.Connector, beat Beat) error {
+	defer func() {
+		p.set(StateStopped, nil)
+		p.health.ClearAll()
+	}()
+	pause := firstPause
+	for {
+		for p.isPaused() {
+			p.health.Set(&ConnectorPaused, "")
+			p.set(StatePaused, nil)
+			beat.Waiting()
+			p.wait(ctx, -1)
+			if ctx.Err() != nil {
+				return nil
+			}
+			pause = firstPause
+		}
+		p.health.Clear(&ConnectorPaused)
+		delivered, err := p.session(ctx, c, beat)
+		if ctx.Err() != nil {
+			return nil
+		}
+		switch {
+		case errors.Is(err, errPaused), errors.Is(err, errTopicsChanged):
+			pause = firstPause
+			continue
+		case msg.IsPermanent(err):
+			pause = max(pause, refusedWait)
+		case delivered > 0:
+			pause = firstPause
+		}
+		wait := pause/2 + rand.N(pause/2)
+		p.set(StateWaiting, err)
+		p.setNext(p.b.o.Now().Add(wait))
+		beat.Waiting()
+		if p.wait(ctx, wait) {
+			pause = firstPause
+		} else {
+			pause = min(2*pause, lastPause)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// wait waits for d (for ever where it is negative), a nudge or the end of ctx; it tells whether it was nudged.
+func (p *pump) wait(ctx context.Context, d time.Duration) bool {
+	var timer <-chan time.Time
+	if d >= 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case <-p.nudge:
+		return true
+	case <-timer:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// session dials and pumps until the session ends. It tells how many publications the cloud confirmed, and why it ended.
+func (p *pump) session(ctx context.Context, c northbound.Connector, beat Beat) (delivered int, err error) {
+	p.set(StateDialing, nil)
+	beat.Progress(2 * dialTime)
+	p.consumer.Rewind()
+	task := ctx
+	ctx, cancel := context.WithCancelCause(task)
+	defer cancel(nil)
+	if !p.setCancel(cancel) {
+		return 0, errPaused
+	}
+	defer p.setCancel(nil)
+
+	dialCtx, dialed := context.WithTimeoutCause(ctx, dialTime, fmt.Errorf("no session within %v", dialTime))
+	s, err := c.Dial(dialCtx, &downlink{p.b, p.name, p.b.state.Load().s.Table.filters(p.name)})
+	dialed()
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return 0, cause
+		}
+		if msg.IsPermanent(err) {
+			p.health.Set(&CloudRefusesLogin, err.Error())
+			p.health.Clear(&CloudUnreachable)
+		} else {
+			p.health.Set(&CloudUnreachable, err.Error())
+			p.health.Clear(&CloudRefusesLogin)
+		}
+		return 0, err
+	}
+	stop := context.AfterFunc(s.Context(), func() { cancel(context.Cause(s.Context())) })
+	defer stop()
+	p.health.Clear(&CloudRefusesLogin)
+	p.health.Clear(&CloudUnreachable)
+	p.set(StateConnected, nil)
+
+	f := newFlight(p, s, cancel)
+	err = f.run(ctx, beat)
+	if f.sent > 0 && f.delivered == 0 {
+		p.barren++
+	} else if f.delivered > 0 {
+		p.barren = 0
+	}
+	if p.barren >= maxStrikes {
+		p.careful = max(p.careful, carefulFor)
+	}
+	if task.Err() == nil && !errors.Is(err, errPaused) && !errors.Is(err, errTopicsChanged) {
+		p.health.Set(&CloudUnreachable, err.Error())
+	}
+	return f.delivered, err
+}
+
+// setCancel remembers how to end the session. It is false where the connector has been paused meanwhile.
+func (p *pump) setCancel(cancel context.CancelCauseFunc) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cancel = cancel
+	return !p.paused
+}
+
+// endSession ends the session, if there is one; the next is dialled at once or later, by what the cause says.
+func (p *pump) endSession(cause error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cancel != nil {
+		p.cancel(cause)
+	}
+}
+
+func (p *pump) pause() {
+	p.mu.Lock()
+	p.paused = true
+	p.mu.Unlock()
+	p.endSession(errPaused)
+	p.poke()
+}
+
+func (p *pump) resume() {
+	p.mu.Lock()
+	p.paused = false
+	p.mu.Unlock()
+	p.poke()
+}
+
+func (p *pump) poke() {
+	select {
+	case p.nudge <- struct{}{}:
+	default:
+	}
+}
+
+func (p *pump) isPaused() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.paused
+}
+
+// set says what the pump does now.
+func (p *pump) set(state string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.seen.State != state {
+		p.seen.State, p.seen.Since = state, p.b.o.Now()
+	}
+	p.seen.Next = time.Time{}
+	switch state {
+	case StateDialing:
+		p.seen.Attempts++
+	case StateConnected:
+		p.seen.Attempts, p.seen.LastError = 0, ""
+		p.seen.Sessions++
+	}
+	if err != nil {
+		p.seen.LastError = err.Error()
+	}
+}
+
+func (p *pump) setNext(at time.Time) {
+	p.mu.Lock()
+	p.seen.Next = at
+	p.mu.Unlock()
+}

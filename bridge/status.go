@@ -1,0 +1,95 @@
+package bridge
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/drawbridge/drawbridge/bridge/spool"
+)
+
+// Snapshot is the state of the bridge at one moment.
+type Snapshot struct {
+	Connectors  []ConnectorStatus `json:"connectors"` // by name; those of the setup, and those that the spool holds records or letters for
+	Ledger      []spool.Tally     `json:"ledger"`     // by route and connector
+	Spool       spool.Stats       `json:"spool"`
+	Accepted    int64             `json:"accepted"` // reports since start
+	Filtered    int64             `json:"filtered"` // reports that a route's jq expression left out, since start
+	Refused     map[string]int64  `json:"refused"`  // reports since start, by reason
+	Commands    int64             `json:"commands"` // publications that clouds sent, since start
+	RepliesLost int64             `json:"replies_lost"`
+	Unconfirmed int64             `json:"unconfirmed"` // reports whose device waits for a cloud (ack = "cloud")
+	Mailboxes   map[string]int    `json:"mailboxes"`   // commands that wait, by device
+}
+
+// ConnectorStatus is the state of one connector.
+type ConnectorStatus struct {
+	Name         string    `json:"name"`
+	State        string    `json:"state"`                // one of the State constants
+	Since        time.Time `json:"since"`                // of that state
+	Next         time.Time `json:"next,omitzero"`        // of the next attempt to dial, while waiting
+	Attempts     int       `json:"attempts"`             // to dial, since it was last connected
+	Sessions     int       `json:"sessions"`             // since start
+	LastError    string    `json:"last_error,omitempty"` // why the last attempt or session ended; empty while connected
+	Pending      uint64    `json:"pending"`              // publications not settled
+	PendingBytes int64     `json:"pending_bytes"`
+	DeadLetters  int       `json:"dead_letters"`
+	DeadDropped  int64     `json:"dead_dropped"` // dead letters dropped for want of room, since start
+}
+
+// Snapshot gives the state for status.
+func (b *Bridge) Snapshot() Snapshot {
+	s := Snapshot{
+		Ledger: b.queue.Ledger(), Spool: b.queue.Stats(), Accepted: b.count.accepted.Load(), Filtered: b.count.filtered.Load(),
+		Refused: b.count.words(), Commands: b.count.commands.Load(), RepliesLost: b.count.replyLost.Load(),
+		Unconfirmed: b.waiting.waiting.Load(), Mailboxes: b.mail.waiting(),
+	}
+	pending := map[string]uint64{}
+	for _, t := range s.Ledger {
+		pending[t.Connector] += t.Pending
+	}
+	names := slices.Concat(slices.Collect(maps.Keys(b.state.Load().s.Connectors)), b.queue.Consumers(), b.dead.connectors())
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		p := b.pump(name)
+		p.mu.Lock()
+		c := p.seen
+		p.mu.Unlock()
+		dead := b.dead.box(name)
+		c.Pending, c.PendingBytes = pending[name], s.Spool.PendingBytes[name]
+		c.DeadLetters, c.DeadDropped = dead.count, dead.dropped
+		s.Connectors = append(s.Connectors, c)
+	}
+	return s
+}
+
+// examine reports and clears the problems that figures show.
+func (b *Bridge) examine() {
+	stats, gateway := b.queue.Stats(), b.o.Health.For("")
+	if stats.Full {
+		gateway.Set(&SpoolFull, fmt.Sprintf("%d of %d octets", stats.Bytes, stats.MaxBytes))
+	} else {
+		gateway.Clear(&SpoolFull)
+		gateway.Clear(&RepliesLost)
+	}
+	if stats.Lost > 0 {
+		gateway.Set(&SpoolDamaged, fmt.Sprintf("%d messages", stats.Lost))
+	}
+	for name := range b.state.Load().s.Connectors {
+		h, dead := b.o.Health.For("connector "+name), b.dead.box(name)
+		if dead.count > 0 {
+			h.Set(&DeadLettersWaiting, fmt.Sprintf("%d messages", dead.count))
+		} else {
+			h.Clear(&DeadLettersWaiting)
+		}
+		if dead.dropped > 0 {
+			h.Set(&DeadLettersFull, fmt.Sprintf("%d messages", dead.dropped))
+		}
+		if p := stats.PendingBytes[name]; p > stats.MaxBytes/4 {
+			h.Set(&QueueGrowing, fmt.Sprintf("%d of %d octets", p, stats.MaxBytes))
+		} else {
+			h.Clear(&QueueGrowing)
+		}
+	}
+}
