@@ -13,7 +13,7 @@ import (
 )
 
 // connector opens one against a broker with the key "identity", whose certificate ca has signed.
-func connector(t *testing.T, ca northtest.CA, addr string, change func(*mqtt.Config)) northbound.Connector {
+func connector(t testing.TB, ca northtest.CA, addr string, change func(*mqtt.Config)) northbound.Connector {
 	t.Helper()
 	keys := &northtest.Keys{Certificates: map[string]tls.Certificate{"identity": ca.Certificate(t, broker.Subject{Name: "gw1"})}}
 	env, _ := northtest.Env(t, keys)
@@ -48,4 +48,20 @@ func TestConnectorMQTT311(t *testing.T) {
 			Topic: "dt/gw1/x", Filter: "cmd/gw1/#", NoRefusals: true,
 		}
 	})
+}
+
+func TestConnectorMosquitto(t *testing.T) {
+	for name, version := range map[string]int{"MQTT 5": 5, "MQTT 3.1.1": 4} {
+		t.Run(name, func(t *testing.T) {
+			northtest.TestConnector(t, func(t *testing.T) northtest.Setup {
+				m := northtest.NewMosquitto(t)
+				wire := northtest.NewWire(t, m.Addr)
+				return northtest.Setup{
+					Connector: connector(t, m.CA, wire.Addr, func(c *mqtt.Config) { c.Version = version }),
+					Cloud:     m.Cloud(t, wire, "dt/#", "cmd/gw1/x"),
+					Topic:     "dt/gw1/x", Filter: "cmd/gw1/#",
+				}
+			})
+		})
+	}
 }
