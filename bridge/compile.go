@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -45,16 +44,34 @@ type compiler struct {
 	errs config.Errors
 }
 
-func (c *compiler) errorf(pos config.Pos, hint, format string, args ...any) {
-	c.errs = append(c.errs, &config.Error{Path: c.cfg.Path, Pos: pos, Msg: fmt.Sprintf(format, args...), Hint: hint})
+// wrong records a mistake at a key of a route.
+func (c *compiler) wrong(route any, key, hint, format string, args ...any) {
+	e := c.cfg.Errorf(c.cfg.At(route, key), format, args...)
+	e.Hint = hint
+	c.errs = append(c.errs, e)
 }
 
-// template reads the template of a route's field; on a mistake it is recorded and nil returned.
-func (c *compiler) template(pos config.Pos, route, field, text string, p pattern, builtin ...string) template {
+// pattern reads the pattern in a key of a route. reserved are the names that it cannot capture.
+func (c *compiler) pattern(route any, key, text string, reserved ...string) pattern {
+	p, err := parsePattern(text)
+	if err != nil {
+		c.wrong(route, key, "", "%s: %v", key, err)
+		return nil
+	}
+	for _, s := range p {
+		if slices.Contains(reserved, s.Name) {
+			c.wrong(route, key, "give the placeholder another name", "%s: {%s} is filled in by the gateway", key, s.Name)
+		}
+	}
+	return p
+}
+
+// template reads the template in a key of a route. p and builtin are what can be filled in.
+func (c *compiler) template(route any, key, text string, p pattern, builtin ...string) template {
 	kinds := map[string]bool{}
 	for _, s := range p {
-		if s.kind != literal {
-			kinds[s.text] = s.kind == rest
+		if s.Name != "" {
+			kinds[s.Name] = s.Rest
 		}
 	}
 	for _, name := range builtin {
@@ -68,20 +85,17 @@ func (c *compiler) template(pos config.Pos, route, field, text string, p pattern
 	if _, ok := errors.AsType[*unknownCapture](err); ok {
 		hint = "known here: {" + strings.Join(slices.Sorted(maps.Keys(kinds)), "}, {") + "}"
 	}
-	c.errorf(pos, hint, "%s: %s %q: %v", route, field, text, err)
+	c.wrong(route, key, hint, "%s: %v", key, err)
 	return nil
 }
 
-func (c *compiler) pipeline(pos config.Pos, route, text string) *transform.Pipeline {
+func (c *compiler) pipeline(route any, text string) *transform.Pipeline {
 	p, err := transform.Parse(text)
 	if err != nil {
-		c.errorf(pos, "", "%s: transform %q: %v", route, text, err)
+		c.wrong(route, "transform", "", "transform: %v", err)
 	}
 	return p
 }
-
-// reserved are the names that the gateway fills in itself.
-var reserved = [...]string{"gateway", "device", "resource"}
 
 func (c *compiler) uplinks() {
 	type origin struct {
@@ -100,8 +114,8 @@ func (c *compiler) uplinks() {
 		for _, a := range all[:i] {
 			if a.u != b.u && a.e.rank == b.e.rank && a.e.by == b.e.by &&
 				a.e.r.pattern.overlaps(b.e.r.pattern) && c.sameDevice(a.e, b.e) {
-				c.errorf(b.u.Pos, "make one more specific, or restrict them to different devices or groups",
-					"uplink %q: competes with uplink %q in line %d: both match %s", b.u.Name, a.u.Name, a.u.Pos.Line, example(a.e, b.e))
+				c.wrong(b.u, "resource", "make one more specific, or restrict them to different devices or groups",
+					"uplinks %q and %q (line %d) compete: both match %s", b.u.Name, a.u.Name, a.u.Pos.Line, example(a.e.r.pattern, b.e.r.pattern))
 				break
 			}
 		}
@@ -111,28 +125,16 @@ func (c *compiler) uplinks() {
 }
 
 func (c *compiler) uplink(u *config.Uplink) *upRoute {
-	route := fmt.Sprintf("uplink %q", u.Name)
 	before := len(c.errs)
-	path, ok := strings.CutPrefix(u.Resource, "/")
-	if !ok {
-		c.errorf(u.Pos, "", "%s: resource %q: has to begin with '/'", route, u.Resource)
-		return nil
-	}
-	p, err := parsePattern(path)
-	if err != nil {
-		c.errorf(u.Pos, "", "%s: resource %q: %v", route, u.Resource, err)
-		return nil
-	}
-	for _, s := range p {
-		if s.kind != literal && slices.Contains(reserved[:], s.text) {
-			c.errorf(u.Pos, "give the capture another name", "%s: resource %q: {%s} is filled in by the gateway, a device cannot say it", route, u.Resource, s.text)
-		}
+	p := c.pattern(u, "resource", u.Resource, "gateway", "resource")
+	if p == nil {
+		return nil // what its captures are for would only repeat the mistake
 	}
 	r := &upRoute{
-		name: u.Name, resource: u.Resource, pattern: p, devices: u.Devices, groups: u.Groups, to: dedupe(u.To),
-		topic:     c.template(u.Pos, route, "topic", u.Topic, p, reserved[:]...),
+		name: u.Name, resource: u.Resource, pattern: p, devices: u.Devices, groups: u.Groups, to: u.To,
+		topic:     c.template(u, "topic", u.Topic, p, "gateway", "device", "resource"),
 		topicText: u.Topic,
-		pipeline:  c.pipeline(u.Pos, route, u.Transform),
+		pipeline:  c.pipeline(u, u.Transform),
 		cloudAck:  u.Ack == "cloud", qos: byte(u.QoS), retain: u.Retain, properties: u.Properties,
 		ttl:   time.Duration(u.TTL),
 		class: classes[u.Priority],
@@ -144,16 +146,6 @@ func (c *compiler) uplink(u *config.Uplink) *upRoute {
 }
 
 var classes = map[string]spool.Class{"high": spool.High, "": spool.Normal, "normal": spool.Normal, "low": spool.Low}
-
-// dedupe gives the names once each, in their order.
-func dedupe(names []string) (list []string) {
-	for _, n := range names {
-		if !slices.Contains(list, n) {
-			list = append(list, n)
-		}
-	}
-	return list
-}
 
 // sameDevice tells whether some device is known to be admitted by both entries, which are restricted in the same way.
 func (c *compiler) sameDevice(a, b entry) bool {
@@ -176,15 +168,14 @@ func (c *compiler) sameDevice(a, b entry) bool {
 }
 
 // example gives a resource that both patterns match.
-func example(a, b entry) string {
+func example(p, q pattern) string {
 	var s strings.Builder
-	p, q := a.r.pattern, b.r.pattern
 	for i := range max(len(p), len(q)) {
 		text := "x"
-		if i < len(p) && p[i].kind == literal {
-			text = p[i].text
-		} else if i < len(q) && q[i].kind == literal {
-			text = q[i].text
+		if i < len(p) && p[i].Name == "" {
+			text = p[i].Text
+		} else if i < len(q) && q[i].Name == "" {
+			text = q[i].Text
 		}
 		s.WriteString("/" + text)
 	}
@@ -204,8 +195,8 @@ func (c *compiler) downlinks() {
 		}
 		for _, o := range all {
 			if o.r.from == r.from && o.r.pattern.rank() == r.pattern.rank() && o.r.pattern.overlaps(r.pattern) {
-				c.errorf(d.Pos, "make one more specific", "downlink %q: competes with downlink %q in line %d: both take topics such as %q",
-					d.Name, o.d.Name, o.d.Pos.Line, example(entry{r: &upRoute{pattern: o.r.pattern}}, entry{r: &upRoute{pattern: r.pattern}})[1:])
+				c.wrong(d, "topic", "make one more specific", "downlinks %q and %q (line %d) compete: both take %s",
+					d.Name, o.d.Name, o.d.Pos.Line, example(o.r.pattern, r.pattern)[1:])
 				break
 			}
 		}
@@ -232,37 +223,27 @@ func minimal(list []*downRoute) []string {
 }
 
 func (c *compiler) downlink(d *config.Downlink) *downRoute {
-	route := fmt.Sprintf("downlink %q", d.Name)
 	before := len(c.errs)
 	// {gateway} stands for this gateway alone, so it is a literal.
-	p, err := parsePattern(strings.ReplaceAll(d.Topic, "{gateway}", c.t.gateway))
-	if err != nil {
-		c.errorf(d.Pos, "", "%s: topic %q: %v", route, d.Topic, err)
+	p := c.pattern(d, "topic", "/"+strings.ReplaceAll(d.Topic, "{gateway}", c.t.gateway), "resource")
+	if p == nil {
 		return nil
 	}
-	named := false
-	for _, s := range p {
-		if s.kind != literal && s.text == "resource" {
-			c.errorf(d.Pos, "give the capture another name", "%s: topic %q: {resource} is filled in by the gateway", route, d.Topic)
-		}
-		named = named || s.kind == capture && s.text == "device"
-	}
-	if !named {
-		c.errorf(d.Pos, "a level {device} names the device that the command is for", "%s: topic %q: names no device", route, d.Topic)
+	if !slices.ContainsFunc(p, func(s config.Segment) bool { return s.Name == "device" && !s.Rest }) {
+		c.wrong(d, "topic", "a level {device} names the device that the command is for", "topic: it names no device")
 	}
 	path, ok := strings.CutPrefix(d.Resource, "/")
 	if !ok {
-		c.errorf(d.Pos, "", "%s: resource %q: has to begin with '/'", route, d.Resource)
-		return nil
+		c.wrong(d, "resource", "", `resource: a resource begins with "/"`)
 	}
 	r := &downRoute{
 		name: d.Name, from: d.From, topicText: d.Topic, resourceText: d.Resource, pattern: p, method: d.Method,
-		resource: c.template(d.Pos, route, "resource", path, p, "gateway"),
-		pipeline: c.pipeline(d.Pos, route, d.Transform),
+		resource: c.template(d, "resource", path, p, "gateway"),
+		pipeline: c.pipeline(d, d.Transform),
 		ttl:      time.Duration(d.TTL),
 	}
 	if d.Reply != "" {
-		r.reply = c.template(d.Pos, route, "reply", d.Reply, p, "gateway", "resource")
+		r.reply = c.template(d, "reply", d.Reply, p, "gateway", "resource")
 	}
 	if len(c.errs) > before {
 		return nil

@@ -3,71 +3,26 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/drawbridge/drawbridge/config"
 )
 
-// segmentKind orders segments from the most specific to the least.
-type segmentKind byte
-
-const (
-	literal segmentKind = 'a' + iota
-	capture             // {name}: one segment that is not empty
-	rest                // {name...}: the last segment and all that follow it, none of them empty
-)
-
-type segment struct {
-	kind segmentKind
-	text string // the literal, or the capture's name
-}
-
-// pattern is a resource or topic with captures, split at its slashes.
-type pattern []segment
+// pattern is a resource or topic with captures. In an uplink's resource {device} is the device's own name.
+type pattern config.Pattern
 
 // maxSegments bounds resources, topics and patterns alike.
 const maxSegments = 64
 
-// parsePattern reads text without its leading slash, as in "sensors/{kind}" or "sensors/{all...}".
+// parsePattern reads an absolute path such as "/sensors/{kind}" or "/sensors/{all...}".
 func parsePattern(text string) (pattern, error) {
-	var p pattern
-	parts := strings.Split(text, "/")
-	if len(parts) > maxSegments {
-		return nil, fmt.Errorf("has more than %d segments", maxSegments)
+	p, err := config.ParsePattern(text)
+	if err == nil && len(p) > maxSegments {
+		err = fmt.Errorf("it has more than %d segments", maxSegments)
 	}
-	seen := map[string]bool{}
-	for i, part := range parts {
-		if part == "" {
-			return nil, errors.New("has an empty segment")
-		}
-		inner, open := strings.CutPrefix(part, "{")
-		if !open {
-			if strings.ContainsAny(part, "{}") {
-				return nil, fmt.Errorf("segment %q: a capture such as {name} is a segment of its own", part)
-			}
-			if err := plain(part); err != nil {
-				return nil, fmt.Errorf("segment %q: %w", part, err)
-			}
-			p = append(p, segment{literal, part})
-			continue
-		}
-		inner, closed := strings.CutSuffix(inner, "}")
-		name, tail := strings.CutSuffix(inner, "...")
-		if !closed || !isName(name) {
-			return nil, fmt.Errorf("segment %q: a capture is written {name} or, at the end, {name...}", part)
-		}
-		if seen[name] {
-			return nil, fmt.Errorf("captures {%s} twice", name)
-		}
-		seen[name] = true
-		kind := capture
-		if tail {
-			if kind = rest; i != len(parts)-1 {
-				return nil, fmt.Errorf("{%s...} takes all that is left, so it has to be the last segment", name)
-			}
-		}
-		p = append(p, segment{kind, name})
-	}
-	return p, nil
+	return pattern(p), err
 }
 
 // isName tells whether s may name a capture.
@@ -106,8 +61,8 @@ type captures struct {
 // get gives what the capture called name matched.
 func (c captures) get(name string) (string, bool) {
 	for i, s := range c.p {
-		if s.kind != literal && s.text == name {
-			if s.kind == rest {
+		if s.Name == name && name != "" {
+			if s.Rest {
 				return strings.Join(c.parts[i:], "/"), true
 			}
 			return c.parts[i], true
@@ -116,38 +71,43 @@ func (c captures) get(name string) (string, bool) {
 	return "", false
 }
 
-// match tells whether p matches the segments of a resource or topic.
-func (p pattern) match(parts []string) bool {
-	if len(parts) < len(p) || len(parts) > len(p) && p[len(p)-1].kind != rest {
+// match tells whether p matches the segments of a resource or topic. {device} matches self alone, unless that is empty.
+func (p pattern) match(parts []string, self string) bool {
+	if len(parts) < len(p) || len(parts) > len(p) && !p[len(p)-1].Rest {
 		return false
 	}
 	for i, s := range p {
-		switch s.kind {
-		case literal:
-			if parts[i] != s.text {
+		switch {
+		case s.Rest:
+			return !slices.Contains(parts[i:], "")
+		case s.Name == "device" && self != "":
+			if parts[i] != self {
 				return false
 			}
-		case capture:
+		case s.Name != "":
 			if parts[i] == "" {
 				return false
 			}
-		case rest:
-			for _, part := range parts[i:] {
-				if part == "" {
-					return false
-				}
-			}
+		case parts[i] != s.Text:
+			return false
 		}
 	}
 	return true
 }
 
 // rank orders patterns: of two that match the same resource the one with the lesser rank is more specific,
-// and equal ranks mean that neither is.
+// and equal ranks mean that neither is. Each segment adds a letter, the more specific the earlier in the alphabet.
 func (p pattern) rank() string {
 	b := make([]byte, len(p))
 	for i, s := range p {
-		b[i] = byte(s.kind)
+		switch {
+		case s.Rest:
+			b[i] = 'c'
+		case s.Name != "":
+			b[i] = 'b'
+		default:
+			b[i] = 'a'
+		}
 	}
 	return string(b)
 }
@@ -159,9 +119,9 @@ func (p pattern) overlaps(q pattern) bool {
 		switch {
 		case pEnd || qEnd:
 			return pEnd && qEnd
-		case p[i].kind == rest || q[i].kind == rest:
+		case p[i].Rest || q[i].Rest:
 			return true
-		case p[i].kind == literal && q[i].kind == literal && p[i].text != q[i].text:
+		case p[i].Name == "" && q[i].Name == "" && p[i].Text != q[i].Text:
 			return false
 		}
 	}
@@ -171,7 +131,14 @@ func (p pattern) overlaps(q pattern) bool {
 func (p pattern) filter() string {
 	levels := make([]string, len(p))
 	for i, s := range p {
-		levels[i] = map[segmentKind]string{literal: s.text, capture: "+", rest: "#"}[s.kind]
+		switch {
+		case s.Rest:
+			levels[i] = "#"
+		case s.Name != "":
+			levels[i] = "+"
+		default:
+			levels[i] = s.Text
+		}
 	}
 	return strings.Join(levels, "/")
 }
@@ -226,7 +193,7 @@ func parseTemplate(text string, kinds map[string]bool) (template, error) {
 		}
 		tail, known := kinds[name]
 		if !known {
-			return nil, &unknownCapture{name, kinds}
+			return nil, &unknownCapture{name}
 		}
 		t = append(t, piece{text: name, fill: true, tail: tail})
 		text = after
@@ -235,10 +202,7 @@ func parseTemplate(text string, kinds map[string]bool) (template, error) {
 }
 
 // unknownCapture is the error of a template that names what nothing captures.
-type unknownCapture struct {
-	name  string
-	kinds map[string]bool
-}
+type unknownCapture struct{ name string }
 
 func (e *unknownCapture) Error() string { return fmt.Sprintf("{%s} is captured nowhere", e.name) }
 

@@ -103,7 +103,7 @@ func (t *Table) uplink(device string, groups []string, resource string) (*upRout
 	}
 	parts := strings.Split(path, "/")
 	for _, e := range t.uplinks {
-		if e.r.pattern.match(parts) && e.admits(device, groups) {
+		if e.r.pattern.match(parts, device) && e.admits(device, groups) {
 			return e.r, captures{e.r.pattern, parts}
 		}
 	}
@@ -146,7 +146,7 @@ func (t *Table) downlink(connector, topic string) (*downRoute, captures) {
 	}
 	parts := strings.Split(topic, "/")
 	for _, r := range t.downs[connector] {
-		if r.pattern.match(parts) {
+		if r.pattern.match(parts, "") {
 			return r, captures{r.pattern, parts}
 		}
 	}
