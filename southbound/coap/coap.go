@@ -1,0 +1,236 @@
+// Package coap is the listener for CoAP devices (RFC 7252), over DTLS 1.2 or, on loopback, in the clear.
+//
+// A report is a POST or PUT (or PATCH, iPATCH) on a resource; it is answered 2.04 only after the uplink has said yes. A command
+// goes to the device as a notification where the device observes the resource, else as a confirmable request.
+//
+// Promises: who a device is comes from its credential. Nothing is kept for an address that has not answered a cookie, everything else is
+// bounded, and there is no goroutine per device. A confirmable request is carried out once, however often it arrives within
+// EXCHANGE_LIFETIME, as far as the last 128 of a device go. With a connection id everything about a device follows it to a new address;
+// what it is sent there stays within three times of what has come from there until it has proved that it hears.
+//
+// It is not a proxy, does no multicast, and knows no topic.
+package coap
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/southbound"
+	"github.com/drawbridge/drawbridge/southbound/coap/dtls"
+)
+
+// tick is the grain of timers.
+const tick = 100 * time.Millisecond
+
+// handshakers is how many handshakes may wait for a chip at a time. Established devices never wait for them.
+const handshakers = 16
+
+type listener struct {
+	env      southbound.Env
+	cfg      *Config
+	dtls     *dtls.Config // nil: security "none"
+	epoch    time.Time    // what exchanges count their seconds from
+	count    counters
+	turns    sync.Pool  // of *turn
+	pendings sync.Pool  // of *pending
+	jobs     chan *half // handshakes with something to do
+	wake     chan struct{}
+
+	doneMu sync.Mutex
+	done   []*pending // guarded by doneMu: outcomes of the uplink
+
+	mu        sync.Mutex // guards all below, every session and every half but its hs
+	serving   bool
+	ctx       context.Context // of Serve, for PolicyChanged
+	up        southbound.Uplink
+	sock      socket
+	gate      *dtls.Gate
+	byCID     map[dtls.CID]*session
+	byAddr    map[netip.AddrPort]*session // those without a connection id
+	byDevice  map[string][]*session       // the one heard of last stands last
+	halves    map[netip.AddrPort]*half
+	halfCID   map[dtls.CID]*half
+	waiting   pendingList
+	timers    transmissions
+	sweepAt   time.Time
+	refusedAt time.Time // when a credential was refused last; zero: not lately
+}
+
+func open(env southbound.Env, cfg *Config) (*listener, error) {
+	l := &listener{
+		env: env, cfg: cfg, epoch: time.Now(),
+		jobs: make(chan *half, cfg.MaxHandshakes), wake: make(chan struct{}, 1),
+		byCID: map[dtls.CID]*session{}, byAddr: map[netip.AddrPort]*session{}, byDevice: map[string][]*session{},
+		halves: map[netip.AddrPort]*half{}, halfCID: map[dtls.CID]*half{},
+	}
+	l.turns.New = func() any { return &turn{l: l} }
+	l.pendings.New = l.newPending
+	if cfg.uses("none") {
+		return l, nil
+	}
+	suites, err := cfg.suites()
+	if err != nil {
+		return nil, err
+	}
+	l.dtls = &dtls.Config{
+		Suites: suites, ConnectionID: cfg.ConnectionID, MTU: 1200, Now: env.Now,
+		PSK: l.psk, Peer: l.peer, Certificate: l.certificate,
+	}
+	if cfg.uses("x509") {
+		if l.dtls.ClientCAs, l.dtls.ClientCANames, err = readCA(string(cfg.DeviceCA)); err != nil {
+			return nil, fmt.Errorf("device_ca: %w", err)
+		}
+	}
+	return l, nil
+}
+
+func (l *listener) psk(ctx context.Context, identity string) ([]byte, any, error) {
+	id, key, err := l.env.Auth.PSK(ctx, identity)
+	if errors.Is(err, auth.ErrUnknown) {
+		return nil, nil, dtls.ErrUnknownPSK
+	}
+	return key, &id, err
+}
+
+func (l *listener) peer(ctx context.Context, chain []*x509.Certificate) (any, error) {
+	id, err := l.env.Auth.Certificate(ctx, l.env.Name, chain)
+	return &id, err
+}
+
+func (l *listener) certificate(ctx context.Context) (*tls.Certificate, error) {
+	return l.env.Keys.Certificate(ctx, l.cfg.Key)
+}
+
+// Serve implements southbound.Listener.
+func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
+	conn, err := l.bind(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	l.mu.Lock()
+	l.up, l.sock, l.serving, l.ctx = up, newSocket(conn), true, ctx
+	l.gate = dtls.NewGate(time.Now())
+	l.mu.Unlock()
+	if l.env.Bound != nil {
+		l.env.Bound(conn.LocalAddr())
+	}
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer l.forget()
+	wg.Go(func() { l.complete(ctx) })
+	wg.Go(func() { l.clock(ctx) })
+	if l.dtls != nil {
+		for range handshakers {
+			wg.Go(func() { l.handshake(ctx) })
+		}
+	}
+	err = l.read()
+	if ctx.Err() != nil {
+		err = nil
+	}
+	cancel(err)
+	return err
+}
+
+func (l *listener) bind(ctx context.Context) (*net.UDPConn, error) {
+	if l.env.Socket != nil {
+		if _, pc := l.env.Socket(); pc != nil {
+			conn, ok := pc.(*net.UDPConn)
+			if !ok {
+				return nil, fmt.Errorf("listen %s: the socket handed over is a %T", l.cfg.Listen, pc)
+			}
+			return conn, nil
+		}
+	}
+	var lc net.ListenConfig
+	pc, err := lc.ListenPacket(ctx, "udp", l.cfg.Listen)
+	if err != nil {
+		return nil, err
+	}
+	conn := pc.(*net.UDPConn)
+	// Bursts wait in the kernel; what it grants is up to net.core.rmem_max.
+	_ = conn.SetReadBuffer(4 << 20)
+	_ = conn.SetWriteBuffer(1 << 20)
+	return conn, nil
+}
+
+// forget lets go of everything when Serve ends: commands hear that the device is not here, outcomes that come later find nobody.
+func (l *listener) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.serving = false
+	for _, list := range l.byDevice {
+		for _, s := range list {
+			s.dead = true
+			l.abandon(s)
+		}
+	}
+	clear(l.byCID)
+	clear(l.byAddr)
+	clear(l.byDevice)
+	clear(l.halves)
+	clear(l.halfCID)
+	l.waiting = pendingList{}
+	l.timers = nil
+	l.env.Health.ClearAll()
+}
+
+// clock drives everything that waits for time.
+func (l *listener) clock(ctx context.Context) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			t := l.begin(now)
+			l.expirePending(t)
+			l.retransmit(t)
+			l.renewHalves(t)
+			if now.After(l.sweepAt) {
+				l.sweepAt = now.Add(10 * time.Second)
+				l.sweep(t)
+			}
+			l.end(t)
+		}
+	}
+}
+
+// complete answers what the uplink has decided on.
+func (l *listener) complete(ctx context.Context) {
+	var list []*pending
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.wake:
+		}
+		l.doneMu.Lock()
+		list, l.done = l.done, list[:0]
+		l.doneMu.Unlock()
+		t := l.begin(time.Now())
+		for _, p := range list {
+			if !p.s.dead {
+				t.answer(p)
+			}
+			l.release(p)
+		}
+		l.end(t)
+		clear(list)
+	}
+}

@@ -1,0 +1,132 @@
+package coap
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	piondtls "github.com/pion/dtls/v3"
+	coapdtls "github.com/plgd-dev/go-coap/v3/dtls"
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"github.com/plgd-dev/go-coap/v3/mux"
+	"github.com/plgd-dev/go-coap/v3/options"
+	"github.com/plgd-dev/go-coap/v3/udp/client"
+
+	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/southbound/southtest"
+)
+
+// goCoAP is a device on go-coap's client, over pion's DTLS.
+type goCoAP struct {
+	conn   *client.Conn
+	router *mux.Router
+}
+
+func dialGoCoAP(ctx context.Context, _ *southtest.Site, addr net.Addr, device string, secret []byte) (southtest.Device, error) {
+	d := &goCoAP{router: mux.NewRouter()}
+	udp, err := net.DialUDP("udp", nil, addr.(*net.UDPAddr))
+	if err != nil {
+		return nil, err
+	}
+	conn, err := piondtls.ClientWithOptions(connected{udp}, addr,
+		piondtls.WithPSK(func([]byte) ([]byte, error) { return secret, nil }), piondtls.WithPSKIdentityHint([]byte(device)),
+		piondtls.WithCipherSuites(piondtls.TLS_PSK_WITH_AES_128_GCM_SHA256), piondtls.WithConnectionIDGenerator(piondtls.OnlySendCIDGenerator()))
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.HandshakeContext(ctx); err != nil {
+		udp.Close()
+		return nil, err
+	}
+	d.conn = coapdtls.Client(conn, options.WithMux(d.router), options.WithCloseSocket())
+	return d, nil
+}
+
+// connected makes a connected socket a packet connection.
+type connected struct{ *net.UDPConn }
+
+func (c connected) WriteTo(b []byte, _ net.Addr) (int, error) { return c.Write(b) }
+
+func (d *goCoAP) Report(ctx context.Context, resource, mediaType string, payload []byte) (string, error) {
+	req, err := d.conn.NewPostRequest(ctx, resource, message.TextPlain, bytes.NewReader(payload))
+	if err != nil {
+		return "", err
+	}
+	req.Remove(message.ContentFormat)
+	if n, ok := contentFormat(mediaType); ok && mediaType != "" {
+		req.SetContentFormat(message.MediaType(n))
+	}
+	resp, err := d.conn.Do(req)
+	if err != nil {
+		return "", err
+	}
+	return codeText(resp.Code()), nil
+}
+
+func (d *goCoAP) Expose(_ context.Context, resource string, answer func([]byte) []byte) error {
+	return d.router.Handle(resource, mux.HandlerFunc(func(w mux.ResponseWriter, r *mux.Message) {
+		body, err := r.ReadBody()
+		if err != nil {
+			return
+		}
+		var reply io.ReadSeeker
+		if b := answer(body); b != nil {
+			reply = bytes.NewReader(b)
+		}
+		w.SetResponse(codes.Changed, message.TextPlain, reply)
+	}))
+}
+
+func (d *goCoAP) Close() error {
+	err := d.conn.Close()
+	select {
+	case <-d.conn.Done():
+	case <-time.After(5 * time.Second):
+		return errors.New("client does not end")
+	}
+	return err
+}
+
+func driver() southtest.Driver {
+	return southtest.Driver{
+		Kind: Kind,
+		Configure: func(s *southtest.Site, cfg any, listen string) {
+			c := cfg.(*Config)
+			c.Listen, c.Key, c.DeviceCA = listen, "identity", config.Path(s.CAFile)
+		},
+		Dial:   dialGoCoAP,
+		Method: "POST",
+		Codes: map[msg.Reason]string{
+			0: "2.04", msg.Denied: "4.03", msg.NoRoute: "4.04", msg.Full: "5.03", msg.BadPayload: "4.00", msg.TooLarge: "4.13",
+			msg.Unavailable: "5.03", msg.Unconfirmed: "5.04", msg.Unprocessable: "4.00",
+		},
+		Noise:           noise,
+		NotReadyRefused: true,
+	}
+}
+
+func noise(_ context.Context, t *testing.T, _ *southtest.Site, addr net.Addr) {
+	c, err := net.DialUDP("udp", nil, addr.(*net.UDPAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for i := range 1000 {
+		b := make([]byte, i%200)
+		rand.Read(b)
+		if i%2 == 0 && len(b) > 13 { // the header of a record
+			copy(b, []byte{20 + b[0]%6, 0xfe, 0xfd, 0, b[4] & 1})
+			b[11], b[12] = 0, byte(len(b)-13)
+		}
+		c.Write(b)
+	}
+}
+
+func TestListenerKeepsTheContract(t *testing.T) { southtest.Run(t, driver()) }

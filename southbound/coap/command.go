@@ -1,0 +1,343 @@
+package coap
+
+import (
+	"bytes"
+	"container/heap"
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/southbound"
+)
+
+// errSilent says that a device has not acknowledged a command within MAX_TRANSMIT_WAIT. It may have been carried out.
+var errSilent = errors.New("device does not answer")
+
+// maxCommands is how many commands may wait for one device.
+const maxCommands = 16
+
+// talk is what goes from the gateway to a device. At most one confirmable message is under way at a time (NSTART, RFC 7252 section 4.7).
+type talk struct {
+	commands []*command // the first may be under way
+	observed []*observation
+	tokens   uint64
+}
+
+// command is a command that waits for the device.
+type command struct {
+	m      msg.Message
+	token  []byte
+	sent   *transmission // nil until it is under way
+	seen   *observation  // it goes as a notification
+	ended  bool
+	result chan outcome
+}
+
+type outcome struct {
+	reply msg.Reply
+	err   error
+}
+
+func (c *command) end(reply msg.Reply, err error) {
+	if !c.ended {
+		c.ended = true
+		c.result <- outcome{reply, err}
+	}
+}
+
+func (s *session) speak() *talk {
+	if s.talk == nil {
+		s.talk = &talk{tokens: rand.Uint64()}
+	}
+	return s.talk
+}
+
+// handOver takes the commands that have not been answered, to be sent anew on another association.
+func (k *talk) handOver(l *listener) []*command {
+	list := k.commands
+	k.commands = nil
+	for _, c := range list {
+		if c.sent != nil {
+			l.untrack(c.sent)
+		}
+		c.sent, c.seen = nil, nil
+	}
+	return list
+}
+
+// Deliver implements southbound.Listener.
+func (l *listener) Deliver(ctx context.Context, m msg.Message) (msg.Reply, error) {
+	if _, ok := methodCode(m.Method); !ok {
+		return msg.Reply{Status: msg.Refused, Code: "method"}, nil
+	}
+	c := &command{m: m, result: make(chan outcome, 1)}
+	t := l.begin(time.Now())
+	list := l.byDevice[m.Device] // empty when it does not serve
+	if len(list) == 0 {
+		l.end(t)
+		return msg.Reply{}, southbound.ErrNotHere
+	}
+	s := list[len(list)-1]
+	k := s.speak()
+	if len(k.commands) >= maxCommands {
+		l.end(t)
+		return msg.Reply{}, msg.Refuse(msg.Full, "%d commands wait for the device", maxCommands)
+	}
+	k.commands = append(k.commands, c)
+	t.next(s)
+	l.end(t)
+	select {
+	case o := <-c.result:
+		return o.reply, o.err
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case o := <-c.result:
+		return o.reply, o.err
+	default:
+	}
+	l.withdraw(c)
+	return msg.Reply{}, context.Cause(ctx)
+}
+
+// withdraw takes back a command that nobody waits for any more.
+func (l *listener) withdraw(c *command) {
+	c.ended = true
+	if c.sent != nil {
+		l.untrack(c.sent)
+	}
+	for _, s := range l.byDevice[c.m.Device] {
+		if s.talk != nil {
+			s.talk.commands = slices.DeleteFunc(s.talk.commands, func(o *command) bool { return o == c })
+		}
+	}
+}
+
+// abandon ends what waits for a session that is gone.
+func (l *listener) abandon(s *session) {
+	if s.talk == nil {
+		return
+	}
+	for _, c := range s.talk.commands {
+		if c.sent == nil {
+			c.end(msg.Reply{}, southbound.ErrNotHere)
+			continue
+		}
+		l.untrack(c.sent)
+		c.end(msg.Reply{}, errSilent)
+	}
+	s.talk = nil
+}
+
+// next sends the first command that waits, unless one is under way.
+func (t *turn) next(s *session) {
+	for k := s.talk; k != nil && len(k.commands) > 0 && k.commands[0].sent == nil; {
+		c := k.commands[0]
+		m := message.Message{Type: message.Confirmable, MessageID: int32(s.nextMID()), Payload: c.m.Payload}
+		if f, ok := contentFormat(c.m.Type); ok && c.m.Type != "" && len(c.m.Payload) > 0 {
+			m.Options = append(m.Options, uintOption(message.ContentFormat, f))
+		}
+		if c.seen = k.observation(c.m.Resource); c.seen != nil {
+			m.Code, m.Token = codes.Content, c.seen.token
+			m.Options = append(message.Options{uintOption(message.Observe, c.seen.next())}, m.Options...)
+		} else {
+			m.Code, _ = methodCode(c.m.Method)
+			k.tokens++
+			c.token = binary.BigEndian.AppendUint64(nil, k.tokens)[4:]
+			m.Token = c.token
+			m.Options = append(pathOptions(nil, c.m.Resource), m.Options...)
+		}
+		data := t.sendMessage(s, &m)
+		if data == nil {
+			k.commands = k.commands[1:]
+			c.end(msg.Reply{Status: msg.Refused, Code: "unprocessable"}, nil)
+			continue
+		}
+		t.l.count.commands.Add(1)
+		c.sent = &transmission{s: s, mid: uint16(m.MessageID), data: bytes.Clone(data), cmd: c}
+		t.track(c.sent)
+	}
+}
+
+// finish ends the command under way and sends the next one.
+func (t *turn) finish(s *session, c *command, reply msg.Reply, err error) {
+	if s.talk != nil {
+		s.talk.commands = slices.DeleteFunc(s.talk.commands, func(o *command) bool { return o == c })
+	}
+	if c.sent != nil {
+		t.l.untrack(c.sent)
+	}
+	c.end(reply, err)
+	t.next(s)
+}
+
+// acknowledged takes an empty ACK.
+func (t *turn) acknowledged(s *session, p *packet) {
+	x := t.l.transmission(s, p.mid)
+	if x == nil {
+		return
+	}
+	s.credit = unlimited // it has heard what was sent to its address
+	switch c := x.cmd; {
+	case c == nil:
+		t.l.untrack(x)
+	case c.seen != nil:
+		t.finish(s, c, msg.Reply{Status: msg.Done}, nil)
+	default: // the answer comes on its own
+		x.acked = true
+		x.due = t.now.Add(exchangeLifetime * time.Second)
+		t.l.timers.fix(x)
+	}
+}
+
+// wasReset takes a RST: the device does not know what the message was about.
+func (t *turn) wasReset(s *session, mid uint16) {
+	x := t.l.transmission(s, mid)
+	if x == nil {
+		return
+	}
+	t.l.untrack(x)
+	switch c := x.cmd; {
+	case c == nil:
+	case c.seen != nil: // it has forgotten its observation: the command goes as a request
+		s.talk.forget(c.seen.token)
+		c.sent, c.seen = nil, nil
+		t.next(s)
+	default:
+		t.finish(s, c, msg.Reply{Status: msg.Refused, Code: "reset"}, nil)
+	}
+}
+
+// response takes the answer to a command.
+func (t *turn) response(s *session, p *packet) {
+	var c *command
+	if s.talk != nil && len(s.talk.commands) > 0 {
+		c = s.talk.commands[0]
+	}
+	known := c != nil && c.sent != nil && c.seen == nil && bytes.Equal(c.token, p.token)
+	if known && p.typ == message.Acknowledgement && p.mid != c.sent.mid {
+		known = false
+	}
+	if p.typ == message.Confirmable {
+		if !known {
+			t.reset(s, p.mid)
+			return
+		}
+		t.send(s, appendShort(t.text[:0], message.Acknowledgement, codes.Empty, p.mid, nil))
+	}
+	if !known {
+		return
+	}
+	s.credit = unlimited
+	if p.vet() != 0 { // RFC 7252 section 5.4.1: a response with a critical option that is not known is rejected
+		t.finish(s, c, msg.Reply{Status: msg.Refused, Code: "bad-option"}, nil)
+		return
+	}
+	reply := msg.Reply{Status: msg.Refused, Code: codeText(p.code), Payload: bytes.Clone(p.payload)}
+	if p.code>>5 == 2 {
+		reply.Status = msg.Done
+	}
+	if n, ok := p.number(message.ContentFormat); ok && len(p.payload) > 0 {
+		reply.Type = mediaType(n)
+	}
+	t.finish(s, c, reply, nil)
+}
+
+// transmission is a confirmable message that is repeated until it is acknowledged (RFC 7252 section 4.2).
+type transmission struct {
+	s     *session
+	mid   uint16
+	data  []byte
+	tries int
+	wait  time.Duration
+	due   time.Time
+	acked bool
+	cmd   *command // nil for an answer of its own
+	index int      // in the heap; -1 when it is not there
+}
+
+// transmissions is a heap by due.
+type transmissions []*transmission
+
+func (h transmissions) Len() int           { return len(h) }
+func (h transmissions) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h transmissions) Swap(i, j int)      { h[i], h[j] = h[j], h[i]; h[i].index, h[j].index = i, j }
+func (h *transmissions) Push(x any) {
+	x.(*transmission).index = len(*h)
+	*h = append(*h, x.(*transmission))
+}
+func (h *transmissions) Pop() any {
+	old := *h
+	x := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	x.index = -1
+	return x
+}
+
+func (h *transmissions) fix(x *transmission) { heap.Fix(h, x.index) }
+
+// track begins to repeat x, which has just been sent.
+func (t *turn) track(x *transmission) {
+	timeout := time.Duration(t.l.cfg.AckTimeout)
+	x.wait = timeout + rand.N(timeout/2+1) // ACK_RANDOM_FACTOR 1.5
+	x.due = t.now.Add(x.wait)
+	heap.Push(&t.l.timers, x)
+}
+
+func (l *listener) untrack(x *transmission) {
+	if x.index >= 0 && x.index < len(l.timers) && l.timers[x.index] == x {
+		heap.Remove(&l.timers, x.index)
+	}
+}
+
+// transmission finds what the session was sent under a message id.
+func (l *listener) transmission(s *session, mid uint16) *transmission {
+	if s.talk != nil && len(s.talk.commands) > 0 {
+		if x := s.talk.commands[0].sent; x != nil && x.mid == mid && !x.acked {
+			return x
+		}
+	}
+	for _, x := range l.timers {
+		if x.s == s && x.mid == mid && x.cmd == nil {
+			return x
+		}
+	}
+	return nil
+}
+
+// retransmit repeats what is due, with exponential back-off, and gives up in the end.
+func (l *listener) retransmit(t *turn) {
+	for len(l.timers) > 0 && !l.timers[0].due.After(t.now) {
+		x := l.timers[0]
+		if x.s.dead {
+			l.untrack(x)
+			continue
+		}
+		if x.acked || x.tries >= l.cfg.MaxRetransmit {
+			l.untrack(x)
+			if c := x.cmd; c != nil {
+				if c.seen != nil && x.s.talk != nil {
+					x.s.talk.forget(c.seen.token) // RFC 7641 section 4.5
+				}
+				t.finish(x.s, c, msg.Reply{}, errSilent)
+			}
+			continue
+		}
+		x.tries++
+		x.wait *= 2
+		x.due = t.now.Add(x.wait)
+		l.timers.fix(x)
+		l.count.retransmissions.Add(1)
+		t.send(x.s, x.data)
+	}
+}

@@ -1,0 +1,164 @@
+package coap
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/southbound"
+	"github.com/drawbridge/drawbridge/southbound/coap/dtls"
+)
+
+// Config is [listener.NAME] of type "coap".
+type Config struct {
+	Listen       string      `toml:"listen"`
+	Security     []string    `toml:"security"`      // "psk", "x509"; or "none", on loopback only
+	Key          string      `toml:"key"`           // of the server certificate, for "x509"
+	DeviceCA     config.Path `toml:"device_ca"`     // PEM, for "x509"
+	ConnectionID bool        `toml:"connection_id"` // RFC 9146, where the client offers it
+	Suites       []string    `toml:"suites"`        // IANA names in order of preference; empty: all that are sound
+
+	MaxPayload       config.Size     `toml:"max_payload"`       // of one report, put together from its blocks
+	MaxDevices       int             `toml:"max_devices"`       // associations; the one silent for longest makes room
+	MaxHandshakes    int             `toml:"max_handshakes"`    // under way at a time
+	HandshakeTimeout config.Duration `toml:"handshake_timeout"` // of one, losses included
+	IdleTimeout      config.Duration `toml:"idle_timeout"`      // after which a silent association is forgotten
+	AckTimeout       config.Duration `toml:"ack_timeout"`       // ACK_TIMEOUT of RFC 7252 section 4.8
+	MaxRetransmit    int             `toml:"max_retransmit"`    // MAX_RETRANSMIT
+}
+
+// Kind is the entry for kinds.go.
+func Kind() southbound.Kind {
+	return southbound.Kind{
+		Type: "coap",
+		Config: func() any {
+			return &Config{
+				Listen: ":5684", Security: []string{"psk", "x509"}, ConnectionID: true,
+				MaxPayload: 64 << 10, MaxDevices: 100_000, MaxHandshakes: 1000,
+				HandshakeTimeout: config.Duration(60 * time.Second), IdleTimeout: config.Duration(30 * 24 * time.Hour),
+				AckTimeout: config.Duration(2 * time.Second), MaxRetransmit: 4,
+			}
+		},
+		Open: func(env southbound.Env, cfg any) (southbound.Listener, error) {
+			c, ok := cfg.(*Config)
+			if !ok {
+				return nil, fmt.Errorf("coap: config is a %T", cfg)
+			}
+			return open(env, c)
+		},
+	}
+}
+
+// Check implements config.Checker.
+func (c *Config) Check(s *config.Scope) {
+	s.Address("listen", c.Listen)
+	if len(c.Security) == 0 {
+		s.Errorf("security", "security: there is none").Hint = `for example security = ["psk", "x509"]`
+	}
+	for i, v := range c.Security {
+		key := fmt.Sprintf("security[%d]", i)
+		if !s.OneOf(key, v, "psk", "x509", "none") {
+			continue
+		}
+		if slices.Contains(c.Security[:i], v) {
+			s.Errorf(key, "security: %q is there twice", v)
+		}
+		if v == "none" {
+			s.Loopback(key, c.Listen, `security "none"`)
+			if len(c.Security) > 1 {
+				s.Errorf(key, `security: "none" stands alone`)
+			}
+		}
+	}
+	if c.uses("x509") {
+		if c.Key == "" {
+			s.Errorf("key", `security "x509" needs a key`).Hint = `for example key = "identity" for [key.identity]`
+		}
+		if c.DeviceCA == "" {
+			s.Errorf("device_ca", `security "x509" needs device_ca`).Hint = "the CA that has signed the devices' certificates, as PEM"
+		} else if _, _, err := readCA(string(c.DeviceCA)); err != nil {
+			s.Errorf("device_ca", "device_ca: %v", err)
+		}
+	}
+	for i, name := range c.Suites {
+		var all []string
+		for _, suite := range dtls.Suites() {
+			all = append(all, suite.Name)
+		}
+		s.OneOf(fmt.Sprintf("suites[%d]", i), name, all...)
+	}
+	positive := func(key string, ok bool) {
+		if !ok {
+			s.Errorf(key, "%s: must be more than 0", key)
+		}
+	}
+	positive("max_payload", c.MaxPayload > 0)
+	positive("max_devices", c.MaxDevices > 0)
+	positive("max_handshakes", c.MaxHandshakes > 0)
+	positive("handshake_timeout", c.HandshakeTimeout > 0)
+	positive("idle_timeout", c.IdleTimeout > 0)
+	positive("ack_timeout", c.AckTimeout > 0)
+	if c.MaxRetransmit < 0 || c.MaxRetransmit > 20 {
+		s.Errorf("max_retransmit", "max_retransmit: %d is not from 0 to 20", c.MaxRetransmit)
+	}
+}
+
+func (c *Config) uses(security string) bool { return slices.Contains(c.Security, security) }
+
+// suites gives the suites that the security allows, in order.
+func (c *Config) suites() (list []*dtls.Suite, err error) {
+	all := dtls.Suites()
+	if len(c.Suites) > 0 {
+		all = nil
+		for _, name := range c.Suites {
+			s := dtls.SuiteByName(name)
+			if s == nil {
+				return nil, fmt.Errorf("suites: %q is not known", name)
+			}
+			all = append(all, s)
+		}
+	}
+	for _, s := range all {
+		if s.UsesPSK() && c.uses("psk") || !s.UsesPSK() && c.uses("x509") {
+			list = append(list, s)
+		}
+	}
+	if len(list) == 0 {
+		return nil, errors.New("suites: none goes with the listener's security")
+	}
+	return list, nil
+}
+
+// readCA reads the certificates of a PEM file.
+func readCA(file string) (pool *x509.CertPool, names [][]byte, err error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	pool = x509.NewCertPool()
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(bytes.TrimSpace(data)); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", file, err)
+		}
+		pool.AddCert(c)
+		names = append(names, c.RawSubject)
+	}
+	if len(names) == 0 {
+		return nil, nil, fmt.Errorf("%s: holds no certificate", file)
+	}
+	return pool, names, nil
+}

@@ -1,0 +1,443 @@
+package dtls
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdh"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pion/dtls/v3/pkg/crypto/clientcertificate"
+	"github.com/pion/dtls/v3/pkg/crypto/prf"
+	"github.com/pion/dtls/v3/pkg/crypto/signaturehash"
+	pion "github.com/pion/dtls/v3/pkg/protocol/handshake"
+	"golang.org/x/crypto/cryptobyte"
+)
+
+// ErrUnknownPSK is what Config.PSK returns for an identity that it does not know.
+var ErrUnknownPSK = errors.New("unknown PSK identity")
+
+// Config is what handshakes need. It is not changed while handshakes use it. The functions are called from Step and may take their time.
+type Config struct {
+	Suites []*Suite // in order of preference
+	// PSK gives the key of an identity and what the association shall carry as Peer. The handshake wipes the key.
+	PSK func(ctx context.Context, identity string) (key []byte, peer any, err error)
+	// Certificate gives the server's chain, its key a crypto.Signer.
+	Certificate func(ctx context.Context) (*tls.Certificate, error)
+	// ClientCAs verify the certificates that clients must show with a suite that is not a PSK suite.
+	ClientCAs     *x509.CertPool
+	ClientCANames [][]byte // subjects, raw; told to clients
+	// Peer maps a verified chain to what the association shall carry as Peer.
+	Peer         func(ctx context.Context, chain []*x509.Certificate) (any, error)
+	ConnectionID bool
+	MTU          int // bound of a datagram's length
+	Now          func() time.Time
+}
+
+// Limits of what a client may make a handshake hold.
+const (
+	maxMessage = 16 << 10
+	maxStash   = 4
+)
+
+// Handshake is one handshake, after its cookie. It is not safe for concurrent use.
+type Handshake struct {
+	cfg    *Config
+	cid    CID // given to the client if it asks
+	suite  *Suite
+	offer  offer
+	random [2][32]byte // client's, server's
+
+	transcript []byte // messages with normalized headers, from the ClientHello on
+	hello      []byte // the ClientHello as it came, to know it again
+	recv       reassembly
+	sendSeq    uint16
+	plainSeq   uint64
+	flight     [][]byte // datagrams of the last flight
+
+	key     *ecdh.PrivateKey
+	group   uint16
+	chain   []*x509.Certificate
+	keyAt   int // length of the transcript through ClientKeyExchange
+	need    byte
+	conn    *Conn
+	master  []byte
+	stash   [][]byte // datagrams with records of epoch 1 that came before the key
+	peer    any
+	pskUser bool
+	done    bool
+}
+
+// NewHandshake takes over the hello that Gate.Admit has let in. cid routes to it, and to the association that comes of it, if the client speaks RFC 9146.
+func NewHandshake(cfg *Config, h *Hello, cid CID) *Handshake {
+	hs := &Handshake{cfg: cfg, cid: cid, hello: bytes.Clone(h.raw), sendSeq: h.seq, plainSeq: h.recordSeq}
+	hs.recv.next = h.seq + 1
+	return hs
+}
+
+// Same tells whether the hello is a repetition of the one that this handshake began with.
+func (hs *Handshake) Same(h *Hello) bool { return bytes.Equal(hs.hello, h.raw) }
+
+// Conn gives the association once the handshake is done, and what its credential stands for. Before that conn is nil.
+func (hs *Handshake) Conn() (conn *Conn, peer any) {
+	if !hs.done {
+		return nil, nil
+	}
+	return hs.conn, hs.peer
+}
+
+// Flight gives the datagrams to send again when the client is silent.
+func (hs *Handshake) Flight() [][]byte { return hs.flight }
+
+// Start answers the ClientHello with the server's first flight. It signs, so it may take time.
+func (hs *Handshake) Start(ctx context.Context) ([][]byte, error) {
+	h, ok := ParseHello(Record{Type: typeHandshake, body: hs.hello})
+	if !ok {
+		return nil, fail(decodeError, "malformed", "ClientHello")
+	}
+	if !bytes.Contains(h.compress, []byte{0}) {
+		return nil, fail(illegalParameter, "malformed", "no null compression")
+	}
+	if hs.offer, ok = h.offer(); !ok {
+		return nil, fail(decodeError, "malformed", "extensions of ClientHello")
+	}
+	hs.offer.cid = bytes.Clone(hs.offer.cid)
+	copy(hs.random[0][:], h.random)
+	rand.Read(hs.random[1][:])
+	hs.transcript = append(hs.transcript, hs.hello...)
+
+	cert, scheme, err := hs.choose(ctx, &h)
+	if err != nil {
+		return nil, err
+	}
+	var f flight
+	f.add(msgServerHello, hs.serverHello())
+	if cert != nil {
+		if f.body, err = (&pion.MessageCertificate{Certificate: cert.Certificate}).Marshal(); err != nil {
+			return nil, fail(internalError, "key-unavailable", "certificate: %w", err)
+		}
+		f.flush(msgCertificate)
+	}
+	if hs.suite.ephemeral() {
+		ske, err := hs.serverKeyExchange(cert, scheme)
+		if err != nil {
+			return nil, err
+		}
+		f.add(msgServerKeyExchange, ske)
+	}
+	hs.need = msgClientKeyExchange
+	if cert != nil {
+		req := pion.MessageCertificateRequest{
+			CertificateTypes:            []clientcertificate.Type{clientcertificate.ECDSASign, clientcertificate.RSASign},
+			SignatureHashAlgorithms:     signaturehash.Algorithms(),
+			CertificateAuthoritiesNames: hs.cfg.ClientCANames,
+		}
+		if f.body, err = req.Marshal(); err != nil {
+			return nil, fail(internalError, "key-unavailable", "certificate request: %w", err)
+		}
+		f.flush(msgCertificateRequest)
+		hs.need = msgCertificate
+	}
+	f.add(msgServerHelloDone, nil)
+	hs.send(&f)
+	return hs.flight, nil
+}
+
+// choose picks suite, group and, for a suite with certificates, the certificate and how to sign.
+func (hs *Handshake) choose(ctx context.Context, h *Hello) (cert *tls.Certificate, scheme uint16, err error) {
+	hs.group = chooseGroup(hs.offer.groups)
+	var keyErr error
+	for _, s := range hs.cfg.Suites {
+		if !h.offers(s.ID) || s.aead == nil && !hs.offer.encryptMAC || s.ephemeral() && hs.group == 0 {
+			continue
+		}
+		if s.UsesPSK() {
+			hs.suite = s
+			return nil, 0, nil
+		}
+		if cert == nil && keyErr == nil {
+			cert, keyErr = hs.cfg.Certificate(ctx)
+		}
+		if keyErr != nil {
+			continue
+		}
+		if scheme = chooseScheme(s, cert, hs.offer.schemes); scheme != 0 {
+			hs.suite = s
+			return cert, scheme, nil
+		}
+	}
+	if keyErr != nil {
+		return nil, 0, &Failure{internalError, "key-unavailable", keyErr}
+	}
+	return nil, 0, fail(handshakeFailure, "no-common-suite", "client offers %x", []byte(h.suites))
+}
+
+func (hs *Handshake) serverHello() []byte {
+	var b cryptobyte.Builder
+	b.AddUint16(0xfefd)
+	b.AddBytes(hs.random[1][:])
+	b.AddUint8(0) // no session to resume
+	b.AddUint16(hs.suite.ID)
+	b.AddUint8(0) // null compression
+	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) {
+		ext := func(typ uint16, body ...byte) {
+			b.AddUint16(typ)
+			b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(body) })
+		}
+		if hs.offer.renegotiation {
+			ext(extRenegotiation, 0)
+		}
+		if hs.offer.masterSecret {
+			ext(extMasterSecret)
+		}
+		if hs.offer.pointFormats && hs.suite.ephemeral() {
+			ext(extPointFormats, 1, 0)
+		}
+		if hs.suite.aead == nil {
+			ext(extEncryptThenMAC)
+		}
+		if hs.usesCID() {
+			ext(extConnectionID, append([]byte{CIDLen}, hs.cid[:]...)...)
+		}
+	})
+	return b.BytesOrPanic()
+}
+
+func (hs *Handshake) usesCID() bool { return hs.cfg.ConnectionID && hs.offer.hasCID }
+
+// Step takes a datagram from the client and gives the datagrams to answer with. An error is a *Failure and ends the handshake.
+func (hs *Handshake) Step(ctx context.Context, datagram []byte) ([][]byte, error) {
+	if hs.done {
+		return nil, nil
+	}
+	for rest := datagram; len(rest) > 0; {
+		r, next, ok := NextRecord(rest)
+		if !ok {
+			break
+		}
+		whole := rest[:len(rest)-len(next)]
+		rest = next
+		var err error
+		switch {
+		case r.Epoch == 0 && r.Type == typeHandshake:
+			err = hs.fragments(ctx, r.body)
+		case r.Epoch == 0 && r.Type == typeAlert && len(r.body) == 2 && (r.body[0] == 2 || r.body[1] == byte(CloseNotify)):
+			err = &Failure{Alert: CloseNotify, Reason: "client-alert", Err: fmt.Errorf("alert %d", r.body[1])}
+		case r.Epoch == 1 && hs.need != msgFinished:
+			if len(hs.stash) < maxStash {
+				hs.stash = append(hs.stash, bytes.Clone(whole))
+			}
+		case r.Epoch == 1:
+			err = hs.protected(r)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if hs.done {
+			return hs.flight, nil
+		}
+	}
+	return nil, nil
+}
+
+// fragments takes the handshake messages, or pieces of them, of one record.
+func (hs *Handshake) fragments(ctx context.Context, b []byte) error {
+	for len(b) > 0 {
+		rest, err := hs.recv.add(b)
+		if err != nil {
+			return err
+		}
+		b = rest
+	}
+	for {
+		typ, msg := hs.recv.pop()
+		if msg == nil {
+			return nil
+		}
+		if err := hs.message(ctx, typ, msg); err != nil {
+			return err
+		}
+	}
+}
+
+func (hs *Handshake) message(ctx context.Context, typ byte, msg []byte) error {
+	if typ != hs.need {
+		return fail(unexpectedMessage, "malformed", "message %d where %d is due", typ, hs.need)
+	}
+	body := msg[messageHeaderLen:]
+	hs.transcript = append(hs.transcript, msg...)
+	switch typ {
+	case msgCertificate:
+		if err := hs.clientCertificate(body); err != nil {
+			return err
+		}
+		hs.need = msgClientKeyExchange
+	case msgClientKeyExchange:
+		hs.keyAt = len(hs.transcript)
+		if err := hs.clientKeyExchange(ctx, body); err != nil {
+			return err
+		}
+		if hs.need = msgFinished; hs.chain != nil {
+			hs.need = msgCertificateVerify
+		}
+		return hs.unstash()
+	case msgCertificateVerify:
+		if err := hs.certificateVerify(ctx, body); err != nil {
+			return err
+		}
+		hs.need = msgFinished
+		return hs.unstash()
+	default:
+		return fail(unexpectedMessage, "malformed", "message %d without protection", typ)
+	}
+	return nil
+}
+
+// unstash opens what came too early, once the Finished is due.
+func (hs *Handshake) unstash() error {
+	if hs.need != msgFinished {
+		return nil
+	}
+	stash := hs.stash
+	hs.stash = nil
+	for _, d := range stash {
+		if r, _, ok := NextRecord(d); ok && !hs.done {
+			if err := hs.protected(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// clientKeyExchange derives the keys (RFC 5246 section 8.1, RFC 4279, RFC 5489, RFC 7627).
+func (hs *Handshake) clientKeyExchange(ctx context.Context, body []byte) error {
+	b := cryptobyte.String(body)
+	var identity, point cryptobyte.String
+	if hs.suite.UsesPSK() && !b.ReadUint16LengthPrefixed(&identity) || hs.suite.ephemeral() && !b.ReadUint8LengthPrefixed(&point) || !b.Empty() {
+		return fail(decodeError, "malformed", "ClientKeyExchange")
+	}
+	var shared []byte
+	if hs.suite.ephemeral() {
+		pub, err := hs.key.Curve().NewPublicKey(point)
+		if err != nil {
+			return &Failure{illegalParameter, "malformed", err}
+		}
+		if shared, err = hs.key.ECDH(pub); err != nil {
+			return &Failure{illegalParameter, "malformed", err}
+		}
+		hs.key = nil
+	}
+	premaster := shared
+	if hs.suite.UsesPSK() {
+		key, err := hs.lookup(ctx, string(identity))
+		if err != nil {
+			return err
+		}
+		if shared == nil {
+			premaster = prf.PSKPreMasterSecret(key)
+		} else {
+			premaster = binary.BigEndian.AppendUint16(nil, uint16(len(shared)))
+			premaster = append(premaster, shared...)
+			premaster = binary.BigEndian.AppendUint16(premaster, uint16(len(key)))
+			premaster = append(premaster, key...)
+		}
+		clear(key)
+	}
+	defer clear(premaster)
+	var err error
+	if hs.offer.masterSecret {
+		h := hs.suite.hash()
+		h.Write(hs.transcript)
+		hs.master, err = prf.ExtendedMasterSecret(premaster, h.Sum(nil), hs.suite.hash)
+	} else {
+		hs.master, err = prf.MasterSecret(premaster, hs.random[0][:], hs.random[1][:], hs.suite.hash)
+	}
+	if err != nil {
+		return &Failure{internalError, "internal", err}
+	}
+	s := hs.suite
+	seed := slices.Concat([]byte("key expansion"), hs.random[1][:], hs.random[0][:])
+	keys, err := prf.PHash(hs.master, seed, 2*(s.macLen+s.keyLen+s.ivLen), s.hash)
+	if err != nil {
+		return &Failure{internalError, "internal", err}
+	}
+	if hs.conn, err = newConn(s, keys); err != nil {
+		return &Failure{internalError, "internal", err}
+	}
+	if hs.usesCID() {
+		hs.conn.inCID, hs.conn.hasCID, hs.conn.outCID = hs.cid, true, hs.offer.cid
+	}
+	return nil
+}
+
+// lookup gives the key of an identity. One that is not known gets a random key: it fails as a wrong key does (RFC 4279 section 2).
+func (hs *Handshake) lookup(ctx context.Context, identity string) ([]byte, error) {
+	key, peer, err := hs.cfg.PSK(ctx, identity)
+	switch {
+	case errors.Is(err, ErrUnknownPSK):
+		hs.pskUser = true
+		key = make([]byte, 32)
+		rand.Read(key)
+		return key, nil
+	case err != nil:
+		return nil, &Failure{internalError, "key-unavailable", err}
+	}
+	hs.peer = peer
+	return key, nil
+}
+
+// protected takes a record of epoch 1: the Finished, and nothing else before it.
+func (hs *Handshake) protected(r Record) error {
+	typ, msg, _, err := hs.conn.Open(r)
+	if errors.Is(err, ErrForged) && hs.suite.UsesPSK() {
+		reason := "wrong-psk"
+		if hs.pskUser {
+			reason = "unknown-psk"
+		}
+		return &Failure{decryptError, reason, err}
+	}
+	if err != nil || typ != typeHandshake || len(msg) != messageHeaderLen+12 || msg[0] != msgFinished {
+		return nil // forged, or data that came before its Finished
+	}
+	want, err := prf.VerifyDataClient(hs.master, hs.transcript, hs.suite.hash)
+	if err != nil {
+		return &Failure{internalError, "internal", err}
+	}
+	if !hmac.Equal(want, msg[messageHeaderLen:]) || hs.peer == nil {
+		return fail(decryptError, "finished-mismatch", "verify_data")
+	}
+	hs.transcript = append(hs.transcript, msg...)
+	mine, err := prf.VerifyDataServer(hs.master, hs.transcript, hs.suite.hash)
+	if err != nil {
+		return &Failure{internalError, "internal", err}
+	}
+	c := hs.conn
+	copy(c.verify[:], mine)
+	c.finSeq, c.plainSeq = hs.sendSeq, hs.plainSeq
+	final, err := c.FinalFlight(nil)
+	if err != nil {
+		return &Failure{internalError, "internal", err}
+	}
+	clear(hs.master)
+	hs.flight, hs.done = [][]byte{final}, true
+	hs.transcript, hs.master, hs.hello, hs.chain = nil, nil, nil, nil
+	return nil
+}
+
+// AlertDatagram gives the datagram that tells the client of a failure; nil where nothing should be said.
+func (hs *Handshake) AlertDatagram(err error) []byte {
+	f, ok := errors.AsType[*Failure](err)
+	if !ok || f.Alert == CloseNotify {
+		return nil
+	}
+	hs.plainSeq++
+	return appendPlain(nil, typeAlert, hs.plainSeq-1, []byte{2, byte(f.Alert)})
+}

@@ -1,0 +1,299 @@
+package coap
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/southbound/coap/dtls"
+)
+
+// half is a handshake under way.
+type half struct {
+	hs      *dtls.Handshake // used by one worker at a time
+	addr    netip.AddrPort
+	cid     dtls.CID
+	inbox   [][]byte // datagrams for the worker
+	queued  bool     // a worker has it or will
+	started bool
+	dead    bool
+	flight  [][]byte // to be repeated
+	again   time.Time
+	wait    time.Duration
+	born    time.Time
+}
+
+const maxInbox = 16
+
+// datagram takes one datagram.
+func (t *turn) datagram(b []byte, from netip.AddrPort) {
+	l := t.l
+	l.count.datagramsIn.Add(1)
+	l.count.bytesIn.Add(int64(len(b)))
+	if l.dtls == nil {
+		t.plain(b, from)
+		return
+	}
+	first, _, ok := dtls.NextRecord(b)
+	if !ok {
+		l.count.dropped.Add(1)
+		return
+	}
+	if h, ok := dtls.ParseHello(first); ok {
+		t.hello(&h, from)
+		return
+	}
+	s, h := t.route(b, from)
+	switch {
+	case s != nil && t.records(s, b, from):
+	case h != nil:
+		t.post(h, b)
+	default:
+		l.count.dropped.Add(1)
+	}
+}
+
+// route finds whose datagram it may be: by connection id, whatever the address, else by address.
+func (t *turn) route(b []byte, from netip.AddrPort) (*session, *half) {
+	for rest := b; ; {
+		r, next, ok := dtls.NextRecord(rest)
+		if !ok {
+			break
+		}
+		if r.CID != nil {
+			return t.l.byCID[dtls.CID(r.CID)], t.l.halfCID[dtls.CID(r.CID)]
+		}
+		rest = next
+	}
+	return t.l.byAddr[from], t.l.halves[from]
+}
+
+// hello takes a ClientHello. An association of the same address stays as it is until the new handshake has succeeded (RFC 6347 section 4.2.8).
+func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
+	l := t.l
+	admitted, challenge := l.gate.Admit(h, from, t.now, t.slot())
+	if !admitted {
+		l.count.challenges.Add(1)
+		t.put(challenge, from)
+		return
+	}
+	if old := l.halves[from]; old != nil {
+		if old.hs.Same(h) {
+			t.putAll(old.flight, from)
+			return
+		}
+		l.drop(old)
+	}
+	if len(l.halves) >= l.cfg.MaxHandshakes {
+		l.count.refusedHandshakes.Add(1)
+		l.env.Health.Set(&handshakesFull, "")
+		return
+	}
+	n := &half{addr: from, cid: dtls.NewCID(), born: t.now, wait: time.Second, again: t.now.Add(time.Hour)}
+	for l.byCID[n.cid] != nil || l.halfCID[n.cid] != nil {
+		n.cid = dtls.NewCID()
+	}
+	n.hs = dtls.NewHandshake(l.dtls, h, n.cid)
+	l.halves[from], l.halfCID[n.cid] = n, n
+	t.post(n, nil)
+}
+
+// post gives a worker something to do on h.
+func (t *turn) post(h *half, b []byte) {
+	if b != nil {
+		if len(h.inbox) >= maxInbox {
+			t.l.count.dropped.Add(1)
+			return
+		}
+		h.inbox = append(h.inbox, bytes.Clone(b))
+	}
+	if !h.queued {
+		select {
+		case t.l.jobs <- h:
+			h.queued = true
+		default: // the client repeats itself
+		}
+	}
+}
+
+func (l *listener) drop(h *half) {
+	h.dead = true
+	if l.halves[h.addr] == h {
+		delete(l.halves, h.addr)
+	}
+	delete(l.halfCID, h.cid)
+}
+
+// handshake is a worker: it does for handshakes what takes time.
+func (l *listener) handshake(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case h := <-l.jobs:
+			l.advance(ctx, h)
+		}
+	}
+}
+
+func (l *listener) advance(ctx context.Context, h *half) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(l.cfg.HandshakeTimeout))
+	defer cancel()
+	for {
+		l.mu.Lock()
+		inbox, started := h.inbox, h.started
+		h.inbox, h.started = nil, true
+		if h.dead || started && len(inbox) == 0 {
+			h.queued = false
+			l.mu.Unlock()
+			return
+		}
+		l.mu.Unlock()
+
+		var flight [][]byte
+		var err error
+		if !started {
+			flight, err = h.hs.Start(ctx)
+		}
+		for len(inbox) > 0 && err == nil {
+			var out [][]byte
+			if out, err = h.hs.Step(ctx, inbox[0]); out != nil {
+				flight = out
+			}
+			inbox = inbox[1:]
+			if conn, peer := h.hs.Conn(); conn != nil {
+				l.establish(h, conn, peer.(*auth.Identity), flight, inbox)
+				return
+			}
+		}
+		t := l.begin(time.Now())
+		switch {
+		case h.dead:
+		case err != nil:
+			if alert := h.hs.AlertDatagram(err); alert != nil {
+				t.putAll([][]byte{alert}, h.addr)
+			}
+			l.drop(h)
+			l.failed(err)
+		case flight != nil:
+			t.putAll(flight, h.addr)
+			h.flight, h.again = flight, t.now.Add(h.wait)
+		}
+		l.end(t)
+	}
+}
+
+// establish puts the new association in the place of what was at its address.
+func (l *listener) establish(h *half, conn *dtls.Conn, id *auth.Identity, flight, rest [][]byte) {
+	t := l.begin(time.Now())
+	if !h.dead && l.serving {
+		t.putAll(flight, h.addr)
+		l.drop(h)
+		l.count.handshakesOK.Add(1)
+		l.env.Health.Clear(&keyUnavailable)
+		s := &session{conn: conn, addr: h.addr, id: id, since: t.now, seen: t.now, credit: unlimited}
+		l.add(t, s)
+		for _, b := range append(rest, h.inbox...) {
+			t.datagram(b, h.addr)
+		}
+		l.awake(id)
+	}
+	l.end(t)
+}
+
+// failed counts a handshake that came to nothing.
+func (l *listener) failed(err error) {
+	l.count.handshakesFailed.Add(1)
+	f, ok := errors.AsType[*dtls.Failure](err)
+	if !ok {
+		return
+	}
+	l.count.fail(f.Reason)
+	switch f.Reason {
+	case "key-unavailable":
+		l.env.Health.Set(&keyUnavailable, err.Error())
+	case "wrong-psk", "unknown-psk", "client-certificate", "unknown-device", "no-client-certificate":
+		l.env.Health.Set(&credentialsRefused, f.Reason)
+		l.refusedAt = time.Now()
+	}
+}
+
+// renewHalves repeats flights that nobody has answered and gives up handshakes that take too long.
+func (l *listener) renewHalves(t *turn) {
+	for _, h := range l.halves {
+		switch {
+		case t.now.Sub(h.born) > time.Duration(l.cfg.HandshakeTimeout):
+			l.drop(h)
+			l.count.handshakesFailed.Add(1)
+			l.count.fail("timeout")
+		case t.now.After(h.again):
+			h.wait = min(2*h.wait, 15*time.Second)
+			h.again = t.now.Add(h.wait)
+			t.putAll(h.flight, h.addr)
+		}
+	}
+	if len(l.halves) < l.cfg.MaxHandshakes/2 {
+		l.env.Health.Clear(&handshakesFull)
+	}
+	if !l.refusedAt.IsZero() && t.now.Sub(l.refusedAt) > time.Hour {
+		l.refusedAt = time.Time{}
+		l.env.Health.Clear(&credentialsRefused)
+	}
+}
+
+// records opens the records of a datagram for a session. taken is false where none of them was the session's.
+func (t *turn) records(s *session, b []byte, from netip.AddrPort) (taken bool) {
+	size := len(b)
+	for rest := b; ; {
+		r, next, ok := dtls.NextRecord(rest)
+		if !ok {
+			return taken
+		}
+		rest = next
+		if r.Epoch == 0 {
+			continue // nothing without protection reaches an association
+		}
+		typ, data, newest, err := s.conn.Open(r)
+		if err != nil {
+			t.l.count.undecryptable.Add(1)
+			continue
+		}
+		if !taken {
+			taken = true
+			t.heard(s, from, newest, size)
+		}
+		if typ == dtls.TypeApplication {
+			t.message(s, data)
+		} else {
+			switch s.conn.Control(typ, data) {
+			case dtls.Closed:
+				t.l.remove(s)
+			case dtls.Repeated:
+				if out, err := s.conn.FinalFlight(t.slot()); err == nil {
+					t.put(out, s.addr)
+				}
+			}
+		}
+		if s.dead {
+			return taken
+		}
+	}
+}
+
+// plain takes a datagram on a listener without DTLS.
+func (t *turn) plain(b []byte, from netip.AddrPort) {
+	s := t.l.byAddr[from]
+	if s == nil {
+		if len(b) < 4 || b[0]>>6 != 1 {
+			t.l.count.dropped.Add(1)
+			return
+		}
+		s = &session{addr: from, id: &auth.Identity{Device: "anonymous", Method: "none"}, since: t.now, seen: t.now, credit: unlimited}
+		t.l.add(t, s)
+	}
+	s.seen = t.now
+	t.message(s, b)
+}
