@@ -1,0 +1,271 @@
+package mqtt
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
+)
+
+// broker is what all MQTT listeners of a gateway share: one topic space and one set of sessions.
+type broker struct {
+	topics topics
+	rules  atomic.Uint64 // generation of the policy; never 0
+	number atomic.Uint64 // of the last session
+
+	mu       sync.RWMutex
+	sessions map[string]*session // guarded by mu, by key
+	devices  map[string]*device  // guarded by mu, by name
+}
+
+func newBroker() *broker {
+	b := &broker{sessions: map[string]*session{}, devices: map[string]*device{}}
+	b.rules.Store(1)
+	return b
+}
+
+// device gives the device of a name, nil where it has no session.
+func (b *broker) device(name string) *device {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.devices[name]
+}
+
+// route gives m to every session that is to hear it, and tells how many those are.
+func (b *broker) route(m *message, origin *session) int {
+	if m.retain {
+		b.retain(m, origin)
+	}
+	var few [8]target
+	targets := b.topics.match(few[:0], m.topic, origin)
+	for _, t := range targets {
+		t.session.deliver(&outgoing{message: m, level: min(m.qos, t.qos), keep: m.retain && t.retain, ids: t.ids})
+	}
+	return len(targets)
+}
+
+// retain keeps m as the last word on its topic; an empty payload clears.
+func (b *broker) retain(m *message, origin *session) {
+	if len(m.payload) == 0 {
+		b.topics.keep(m.topic, nil, 0)
+		return
+	}
+	origin.mu.Lock()
+	l := origin.home
+	origin.mu.Unlock()
+	if _, ok := b.topics.keep(m.topic, m, l.cfg.MaxRetained); !ok {
+		l.count.dropped.Add(1)
+	}
+}
+
+// claim is what a CONNECT asks of the broker.
+type claim struct {
+	key      string // of the session
+	clientID string
+	device   string
+	clean    bool
+	expiry   uint32
+	will     *will
+}
+
+// attach gives c the session that it claims: the one that is there, unless clean, else a new one. A connection that the session has
+// is ended. welcome writes the CONNACK before anything else can be written. It tells whether that was done: where a second connection is refused, it is not.
+func (b *broker) attach(c *conn, want *claim, welcome func(present bool)) bool {
+	b.mu.Lock()
+	s, last, ok := b.vacate(c, want)
+	if !ok {
+		b.mu.Unlock()
+		return false
+	}
+	present := s != nil
+	if !present {
+		s = b.create(want)
+	}
+	c.session = s
+	s.mu.Lock()
+	welcome(present)
+	s.home, s.conn, s.expiry, s.will, s.since = c.l, c, want.expiry, want.will, c.l.env.Now()
+	s.connected.Store(true)
+	s.resume()
+	s.mu.Unlock()
+	b.mu.Unlock()
+	if last != nil {
+		b.route(last, s)
+	}
+	return true
+}
+
+// vacate takes the session of the claim from its former connection. It gives the session where it goes on, and the will that is due.
+func (b *broker) vacate(c *conn, want *claim) (s *session, last *message, ok bool) { // b.mu held
+	if s = b.sessions[want.key]; s == nil {
+		return nil, nil, true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// A client id that has changed hands, where ids are free, brings nothing of its former owner along.
+	fresh := want.clean || s.expiry == 0 || s.device.name != want.device
+	if old := s.conn; old != nil {
+		if c.l.cfg.Takeover == "refuse" {
+			return nil, nil, false
+		}
+		old.stopReading(&ending{code: packet.SessionTakenOver, text: "another connection uses this client id"})
+		last = s.part(old, c.l.env.Now())
+	}
+	if w := s.will; w != nil && fresh {
+		last = w.message // the session ends, and with it the delay (section 3.1.3.2.2)
+	}
+	s.will = nil
+	if fresh {
+		b.drop(s)
+		return nil, last, true
+	}
+	return s, last, true
+}
+
+// create makes a session. b.mu is held.
+func (b *broker) create(want *claim) *session {
+	d := b.devices[want.device]
+	if d == nil {
+		d = &device{name: want.device}
+		b.devices[want.device] = d
+	}
+	s := &session{number: b.number.Add(1), key: want.key, clientID: want.clientID, broker: b, device: d}
+	d.mu.Lock()
+	d.sessions = append(d.sessions, s)
+	d.mu.Unlock()
+	b.sessions[want.key] = s
+	return s
+}
+
+// drop ends a session for good. b.mu and s.mu are held.
+func (b *broker) drop(s *session) {
+	s.gone = true
+	for _, sub := range s.subs {
+		b.topics.unsubscribe(sub)
+	}
+	s.subs = nil
+	for _, o := range slices.Concat(s.inflight, s.queue) {
+		s.forget(o)
+	}
+	s.queue, s.inflight, s.byID = nil, nil, nil
+	delete(b.sessions, s.key)
+	d := s.device
+	d.mu.Lock()
+	d.sessions = slices.DeleteFunc(d.sessions, func(o *session) bool { return o == s })
+	if len(d.sessions) == 0 {
+		delete(b.devices, d.name)
+	}
+	d.mu.Unlock()
+}
+
+// part takes the connection from its session. It gives the will where it is due now.
+func (s *session) part(c *conn, now time.Time) (last *message) { // s.mu held
+	s.conn = nil
+	s.connected.Store(false)
+	s.left = now
+	s.abandon()
+	if w := s.will; w != nil && (c.quit || w.delay == 0 || s.expiry == 0) {
+		s.will = nil
+		if !c.quit {
+			return w.message
+		}
+	}
+	return nil
+}
+
+// detach ends the hold of c on its session, if it still has it.
+func (s *session) detach(c *conn) {
+	b := s.broker
+	b.mu.Lock()
+	s.mu.Lock()
+	if s.conn != c {
+		s.mu.Unlock()
+		b.mu.Unlock()
+		return
+	}
+	last := s.part(c, c.l.env.Now())
+	if s.expiry == 0 {
+		b.drop(s)
+	}
+	s.mu.Unlock()
+	b.mu.Unlock()
+	if last != nil {
+		b.route(last, s)
+	}
+}
+
+// sweep publishes wills whose delay has run out and ends sessions that have expired.
+func (b *broker) sweep(l *listener) {
+	now := l.env.Now()
+	var offline []*session
+	b.mu.RLock()
+	for _, s := range b.sessions {
+		if !s.connected.Load() {
+			offline = append(offline, s)
+		}
+	}
+	b.mu.RUnlock()
+	for _, s := range offline {
+		b.mu.Lock()
+		s.mu.Lock()
+		var last *message
+		if s.conn == nil && !s.gone && s.home == l {
+			away := now.Sub(s.left)
+			over := s.expiry != neverExpires && away >= time.Duration(s.expiry)*time.Second
+			if w := s.will; w != nil && (over || away >= time.Duration(w.delay)*time.Second) {
+				last, s.will = w.message, nil
+			}
+			if over {
+				b.drop(s)
+			}
+		}
+		s.mu.Unlock()
+		b.mu.Unlock()
+		if last != nil {
+			b.route(last, s)
+		}
+	}
+}
+
+// all gives every session.
+func (b *broker) all() []*session {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	list := make([]*session, 0, len(b.sessions))
+	for _, s := range b.sessions {
+		list = append(list, s)
+	}
+	return list
+}
+
+// evict ends a session that belongs to l, and its connection.
+func (b *broker) evict(s *session, l *listener) bool {
+	b.mu.Lock()
+	s.mu.Lock()
+	mine := s.home == l && !s.gone
+	if mine {
+		if s.conn != nil {
+			s.conn.stopReading(&ending{code: packet.AdministrativeAction, text: "disconnected by the operator"})
+			s.part(s.conn, l.env.Now())
+		}
+		b.drop(s)
+	}
+	s.mu.Unlock()
+	b.mu.Unlock()
+	return mine
+}
+
+// leave ends the sessions of a listener that stops.
+func (b *broker) leave(l *listener) {
+	for _, s := range b.all() {
+		b.mu.Lock()
+		s.mu.Lock()
+		if s.home == l && !s.gone {
+			b.drop(s)
+		}
+		s.mu.Unlock()
+		b.mu.Unlock()
+	}
+}

@@ -1,0 +1,310 @@
+package mqtt
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/southbound"
+	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
+)
+
+// NewKind makes the kind "mqtt". All listeners of one NewKind share one topic space and one set of sessions.
+func NewKind() southbound.Kind {
+	b := newBroker()
+	return southbound.Kind{
+		Type:   "mqtt",
+		Config: func() any { return defaults() },
+		Open: func(env southbound.Env, cfg any) (southbound.Listener, error) {
+			c, ok := cfg.(*Config)
+			if !ok {
+				return nil, fmt.Errorf("mqtt: configuration of type %T", cfg)
+			}
+			return &listener{env: env, cfg: c, broker: b, conns: map[*conn]struct{}{}}, nil
+		},
+	}
+}
+
+type listener struct {
+	env     southbound.Env
+	cfg     *Config
+	broker  *broker
+	up      southbound.Uplink // set by Serve
+	ctx     context.Context   // of Serve
+	tls     *tls.Config
+	chunks  chunks
+	count   counters
+	trouble trouble
+	lobby   lobby
+	wg      sync.WaitGroup
+
+	mu    sync.Mutex
+	conns map[*conn]struct{} // guarded by mu
+}
+
+// sweepEvery is how exact delayed wills and session expiry are.
+const sweepEvery = 250 * time.Millisecond
+
+// Serve implements southbound.Listener.
+func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
+	l.up = up
+	l.lobby.limit = l.cfg.MaxHalfOpen
+	if l.cfg.tls() {
+		t, err := l.tlsConfig(ctx)
+		if err != nil {
+			return err
+		}
+		l.tls = t
+	}
+	ln, err := l.bind()
+	if err != nil {
+		return fmt.Errorf("listen on %q: %w", l.cfg.Listen, err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l.ctx = ctx
+	if l.env.Bound != nil {
+		l.env.Bound(ln.Addr())
+	}
+	l.wg.Go(func() { l.tend(ctx) })
+	l.wg.Go(func() {
+		<-ctx.Done()
+		ln.Close()
+		l.lobby.clear()
+	})
+	l.accept(ctx, ln)
+	cancel()
+	l.each(func(c *conn) {
+		c.stopReading(&ending{code: packet.ServerShuttingDown, text: "the gateway stops"})
+	})
+	l.wg.Wait()
+	l.broker.leave(l)
+	return nil
+}
+
+func (l *listener) bind() (net.Listener, error) {
+	if l.env.Socket != nil {
+		if ln, _ := l.env.Socket(); ln != nil {
+			return ln, nil
+		}
+	}
+	return net.Listen("tcp", l.cfg.Listen)
+}
+
+func (l *listener) tlsConfig(ctx context.Context) (*tls.Config, error) {
+	cert, err := l.env.Keys.Certificate(ctx, l.cfg.Key)
+	if err != nil {
+		return nil, err
+	}
+	t := &tls.Config{Certificates: []tls.Certificate{*cert}, MinVersion: tls.VersionTLS12, Time: l.env.Now}
+	if l.cfg.DeviceCA == "" {
+		return t, nil
+	}
+	pem, err := os.ReadFile(string(l.cfg.DeviceCA))
+	if err != nil {
+		return nil, fmt.Errorf("device_ca: %w", err)
+	}
+	t.ClientCAs = x509.NewCertPool()
+	if !t.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("device_ca: %q holds no certificate", l.cfg.DeviceCA)
+	}
+	t.ClientAuth = tls.VerifyClientCertIfGiven
+	if slices.Equal(l.cfg.Auth, []string{"x509"}) {
+		t.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	if l.cfg.DeviceCRL != "" {
+		crl, err := readCRL(string(l.cfg.DeviceCRL), pem)
+		if err != nil {
+			return nil, fmt.Errorf("device_crl: %w", err)
+		}
+		t.VerifyConnection = crl.verify
+	}
+	return t, nil
+}
+
+// accept takes connections until ctx ends. Running out of file descriptors only makes it pause.
+func (l *listener) accept(ctx context.Context, ln net.Listener) {
+	pause := 10 * time.Millisecond
+	for {
+		nc, err := ln.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				nc.Close()
+			}
+			return
+		}
+		if err != nil {
+			l.trouble.note("accept", err)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+			pause = min(2*pause, time.Second)
+			continue
+		}
+		pause = 10 * time.Millisecond
+		l.count.accepted.Add(1)
+		if l.count.sessions.Load() >= int64(l.cfg.MaxConnections) {
+			l.count.connectionsRefused.Add(1)
+			nc.Close()
+			continue
+		}
+		g := l.lobby.enter(nc)
+		l.wg.Go(func() { l.greet(ctx, nc, g) })
+	}
+}
+
+// greet brings a connection to the point where it is logged in, then hands it to a goroutine of its own: the stack that a TLS handshake
+// has grown is not kept for as long as the connection lasts.
+func (l *listener) greet(ctx context.Context, nc net.Conn, g *guest) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(l.cfg.ConnectTimeout))
+	defer cancel()
+	c, buf, err := l.login(ctx, nc)
+	if !l.lobby.leave(g) && err == nil {
+		err = errors.New("closed to make room")
+	}
+	if err != nil {
+		nc.Close()
+		if c != nil {
+			c.out.kill()
+			c.out.finish(nil)
+			c.session.detach(c)
+		}
+		l.count.connectionsFailed.Add(1)
+		l.trouble.note("connection", err)
+		return
+	}
+	l.mu.Lock()
+	l.conns[c] = struct{}{}
+	l.mu.Unlock()
+	l.count.sessions.Add(1)
+	if l.ctx.Err() != nil { // Serve may have gone through conns already
+		c.stopReading(&ending{code: packet.ServerShuttingDown, text: "the gateway stops"})
+	}
+	l.wg.Go(func() {
+		c.awake()
+		c.serve(l.ctx, buf)
+		l.mu.Lock()
+		delete(l.conns, c)
+		l.mu.Unlock()
+		l.count.sessions.Add(-1)
+	})
+}
+
+func (l *listener) login(ctx context.Context, nc net.Conn) (*conn, []byte, error) {
+	if err := nc.SetDeadline(time.Now().Add(time.Duration(l.cfg.ConnectTimeout))); err != nil {
+		return nil, nil, err
+	}
+	var chain []*x509.Certificate
+	if l.tls != nil {
+		t := tls.Server(nc, l.tls)
+		nc = t
+		var err error
+		if chain, err = handshake(ctx, t); err != nil {
+			l.count.handshakesFailed.Add(1)
+			return nil, nil, fmt.Errorf("TLS handshake: %w", err)
+		}
+		l.count.handshakes.Add(1)
+	}
+	return l.open(ctx, nc, chain)
+}
+
+// each calls f for every connection that is logged in.
+func (l *listener) each(f func(*conn)) {
+	l.mu.Lock()
+	all := make([]*conn, 0, len(l.conns))
+	for c := range l.conns {
+		all = append(all, c)
+	}
+	l.mu.Unlock()
+	for _, c := range all {
+		f(c)
+	}
+}
+
+// tend sees to what time brings about.
+func (l *listener) tend(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.broker.sweep(l)
+			l.trouble.flush(l.env.Log)
+			now := l.env.Now()
+			l.each(func(c *conn) {
+				if id := c.ident.Load(); !id.Expires.IsZero() && !now.Before(id.Expires) {
+					c.stopReading(&ending{code: packet.MaximumConnectTime, text: "the credential has expired"})
+				}
+			})
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Devices implements southbound.Inventory.
+func (l *listener) Devices(yield func(southbound.DeviceInfo) bool) {
+	for _, s := range l.broker.all() {
+		if info, ok := s.describe(l); ok && !yield(info) {
+			return
+		}
+	}
+}
+
+// describe tells of a session, if it belongs to l.
+func (s *session) describe(l *listener) (info southbound.DeviceInfo, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.home != l || s.gone {
+		return info, false
+	}
+	info = southbound.DeviceInfo{
+		Device: s.device.name, Listener: l.env.Name, Since: s.since, LastSeen: s.left, Queued: len(s.queue) + len(s.inflight),
+	}
+	if c := s.conn; c != nil {
+		id := c.ident.Load()
+		info.Connected, info.Address, info.LastSeen = true, c.remote, time.Unix(c.lastSeen.Load(), 0)
+		info.Groups, info.Auth = id.Groups, id.Method
+		info.Protocol = "MQTT 3.1.1"
+		if c.version == packet.V5 {
+			info.Protocol = "MQTT 5"
+		}
+	}
+	return info, true
+}
+
+// Disconnect implements southbound.Inventory. What the sessions have stored goes too.
+func (l *listener) Disconnect(name string) (n int) {
+	for _, s := range l.broker.all() {
+		if s.device.name == name && l.broker.evict(s, l) {
+			n++
+		}
+	}
+	return n
+}
+
+// PolicyChanged implements southbound.PolicyChanged.
+func (l *listener) PolicyChanged() {
+	l.broker.rules.Add(1)
+	refresher, _ := l.env.Auth.(auth.Refresher)
+	l.each(func(c *conn) {
+		if refresher != nil {
+			id, err := refresher.Refresh(l.ctx, *c.ident.Load())
+			if err != nil {
+				c.stopReading(&ending{code: packet.NotAuthorized, text: "the device is no longer known"})
+				return
+			}
+			c.ident.Store(&id)
+		}
+		c.reconsider()
+	})
+}

@@ -1,0 +1,238 @@
+package mqtt
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
+)
+
+// session is what a client id stands for (MQTT 5 section 4.1). It outlives connections where the client asked for that.
+//
+// Locks are taken in the order broker.mu, inflow.mu, session.mu, output.mu; topics.mu is held alone or last.
+type session struct {
+	number    uint64 // distinguishes sessions for good
+	key       string // place in broker.sessions
+	clientID  string
+	broker    *broker
+	device    *device
+	connected atomic.Bool
+
+	mu       sync.Mutex
+	home     *listener                // guarded by mu: where it connected last
+	conn     *conn                    // guarded by mu; nil: nobody is connected
+	gone     bool                     // guarded by mu: removed from the broker
+	expiry   uint32                   // guarded by mu: seconds it outlives its connection; neverExpires
+	left     time.Time                // guarded by mu: when the last connection ended
+	since    time.Time                // guarded by mu: when the present or last connection began
+	will     *will                    // guarded by mu
+	subs     map[string]*subscription // guarded by mu, by filter
+	queue    []*outgoing              // guarded by mu: not sent yet, in order
+	inflight []*outgoing              // guarded by mu: sent with QoS 1 or 2, not acknowledged, in order
+	byID     map[uint16]*outgoing     // guarded by mu: everything that has a packet identifier
+	lastID   uint16                   // guarded by mu
+	seq      uint64                   // guarded by mu
+	weight   int                      // guarded by mu: octets in queue
+	received map[uint16]*exactly      // guarded by mu: QoS 2 publishes of the client that wait for PUBREL
+}
+
+const neverExpires = 0xffffffff
+
+// will is what is published when a connection ends without DISCONNECT.
+type will struct {
+	message *message
+	delay   uint32 // seconds
+}
+
+// exactly is one QoS 2 publish of the client. The fields are guarded by session.mu.
+type exactly struct {
+	owner   *conn    // the connection on which it came last
+	decided bool     // the uplink has answered
+	taken   bool     // PUBREC has been sent or is due: a copy is not taken again
+	pending *inbound // the copy of it, on a later connection, that waits for the outcome too
+	code    packet.Code
+	refusal *msg.Refusal
+}
+
+// highWater is how many octets may wait in a connection's output before its session holds back.
+const highWater = 256 << 10
+
+// deliver queues o and sends what can be sent. It tells whether o was taken.
+func (s *session) deliver(o *outgoing) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.enqueue(o)
+}
+
+func (s *session) enqueue(o *outgoing) bool { // s.mu held
+	if s.gone || s.conn == nil && (o.level == 0 || o.command != nil) {
+		return false
+	}
+	if o.command == nil && !s.room(o) {
+		return false
+	}
+	s.seq++
+	o.seq = s.seq
+	o.stored = true
+	s.queue = append(s.queue, o)
+	s.weight += o.size()
+	s.pump()
+	return true
+}
+
+// room makes place for o where the limits say that there is none, or tells that there is not.
+func (s *session) room(o *outgoing) bool { // s.mu held
+	cfg := s.home.cfg
+	full := func() bool { return len(s.queue) >= cfg.MaxQueued || s.weight+o.size() > int(cfg.MaxQueuedBytes) }
+	for full() {
+		i := -1
+		if cfg.QueueFull == "drop-old" {
+			i = slices.IndexFunc(s.queue, func(q *outgoing) bool { return q.command == nil })
+		}
+		s.home.count.dropped.Add(1)
+		if i < 0 {
+			return false
+		}
+		s.weight -= s.queue[i].size()
+		s.queue = slices.Delete(s.queue, i, i+1)
+	}
+	return true
+}
+
+// pump sends from the queue what the connection and the client's receive maximum have room for.
+func (s *session) pump() { // s.mu held
+	c := s.conn
+	if c == nil || len(s.queue) == 0 {
+		return
+	}
+	now := c.l.env.Now()
+	n := 0
+	for _, o := range s.queue {
+		if !o.stored || o.level > 0 && len(s.inflight) >= c.peerReceive || !c.out.hasRoom() {
+			break
+		}
+		n++
+		s.weight -= o.size()
+		if o.expired(now) {
+			s.forget(o)
+			continue
+		}
+		if o.level > 0 && o.id == 0 {
+			s.number16(o)
+		}
+		if !c.publish(o, false, now) { // larger than the client takes: it is dropped (MQTT 5 section 3.1.2.11.4)
+			c.l.count.dropped.Add(1)
+			s.forget(o)
+			continue
+		}
+		o.sent = true
+		if o.level > 0 {
+			s.inflight = append(s.inflight, o)
+		} else if o.command != nil {
+			o.command.acknowledged(packet.Success)
+		}
+	}
+	clear(s.queue[:n])
+	if s.queue = s.queue[n:]; len(s.queue) == 0 {
+		s.queue = nil
+	}
+}
+
+// number16 gives o a packet identifier that is not in use.
+func (s *session) number16(o *outgoing) { // s.mu held
+	if s.byID == nil {
+		s.byID = map[uint16]*outgoing{}
+	}
+	for {
+		s.lastID++
+		if s.lastID != 0 && s.byID[s.lastID] == nil {
+			break
+		}
+	}
+	o.id = s.lastID
+	s.byID[o.id] = o
+}
+
+// forget lets go of what will not be sent, or has been acknowledged.
+func (s *session) forget(o *outgoing) { // s.mu held
+	if o.id != 0 {
+		delete(s.byID, o.id)
+	}
+	if o.command != nil {
+		o.command.lost()
+	}
+}
+
+// acknowledged takes a PUBACK, a PUBCOMP, or a PUBREC that refuses. It tells whether the identifier was in use.
+func (s *session) acknowledged(t packet.Type, p packet.AckPacket) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.byID[p.ID]
+	if o == nil || !o.sent {
+		return false
+	}
+	if t == packet.Puback && o.level != 1 || t == packet.Pubrec && (o.level != 2 || o.release) || t == packet.Pubcomp && !o.release {
+		return false
+	}
+	if i := slices.Index(s.inflight, o); i == 0 {
+		s.inflight[0] = nil
+		s.inflight = s.inflight[1:]
+	} else if i > 0 {
+		s.inflight = slices.Delete(s.inflight, i, i+1)
+	}
+	delete(s.byID, o.id)
+	if o.command != nil {
+		o.command.acknowledged(p.Code)
+	}
+	s.pump()
+	return true
+}
+
+// released takes a PUBREC that accepts and tells what to answer in PUBREL.
+func (s *session) released(id uint16) packet.Code {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.byID[id]
+	if o == nil || o.level != 2 || !o.sent {
+		return packet.PacketIDNotFound
+	}
+	o.release = true
+	return packet.Success
+}
+
+// resume sends again, in order, what a former connection left unacknowledged, then what waits.
+func (s *session) resume() { // s.mu held
+	now := s.conn.l.env.Now()
+	for _, o := range s.inflight {
+		if o.release {
+			s.conn.out.append(func(b []byte) []byte {
+				return packet.AppendAck(b, s.conn.version, packet.Pubrel, o.id, packet.Success, "")
+			})
+		} else {
+			s.conn.publish(o, true, now)
+		}
+	}
+	s.pump()
+}
+
+// abandon lets go of what does not outlive a connection: QoS 0, and commands, whose senders are told and may send them again.
+func (s *session) abandon() { // s.mu held
+	s.inflight = slices.DeleteFunc(s.inflight, func(o *outgoing) bool {
+		if o.command == nil {
+			return false
+		}
+		s.forget(o)
+		return true
+	})
+	s.queue = slices.DeleteFunc(s.queue, func(o *outgoing) bool {
+		if o.command == nil && o.level > 0 {
+			return false
+		}
+		s.weight -= o.size()
+		s.forget(o)
+		return true
+	})
+}

@@ -1,0 +1,146 @@
+package mqtt
+
+import (
+	"strings"
+
+	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
+)
+
+// subscribe takes a SUBSCRIBE.
+func (c *conn) subscribe(body []byte) error {
+	p, err := packet.DecodeSubscribe(c.version, body)
+	if err != nil {
+		return err
+	}
+	granted := make([]*subscription, len(p.Filters))
+	codes := make([]packet.Code, len(p.Filters))
+	fresh := make([]bool, len(p.Filters))
+	s := c.session
+	s.mu.Lock()
+	for i, f := range p.Filters {
+		sub := &subscription{
+			session: s, filter: string(f.Name), qos: f.QoS, noLocal: f.NoLocal, retainAsPublished: f.RetainAsPublished, id: p.SubscriptionID,
+		}
+		if codes[i] = c.mayHear(sub); codes[i] >= packet.UnspecifiedError {
+			if c.version != packet.V5 {
+				codes[i] = packet.UnspecifiedError
+			}
+			continue
+		}
+		if s.gone {
+			break
+		}
+		granted[i], fresh[i] = sub, s.subs[sub.filter] == nil
+		if s.subs == nil {
+			s.subs = map[string]*subscription{}
+		}
+		s.subs[sub.filter] = sub
+		s.broker.topics.subscribe(sub)
+	}
+	c.out.append(func(b []byte) []byte { return packet.AppendSuback(b, c.version, packet.Suback, p.ID, codes) })
+	for i, sub := range granted {
+		if h := p.Filters[i].RetainHandling; sub != nil && !sub.commandsOnly && !packet.IsShared(sub.filter) && (h == 0 || h == 1 && fresh[i]) {
+			s.sendRetained(sub)
+		}
+	}
+	s.mu.Unlock()
+	c.awake()
+	return nil
+}
+
+// mayHear decides on a subscription: the QoS that is granted, or why it is not.
+func (c *conn) mayHear(sub *subscription) packet.Code { // session.mu held
+	l, s := c.l, c.session
+	pattern := sub.pattern()
+	switch {
+	case !packet.ValidFilter(sub.filter), strings.Count(pattern, "/") >= l.cfg.MaxTopicLevels:
+		return packet.TopicFilterInvalid
+	case s.subs[sub.filter] == nil && len(s.subs) >= l.cfg.MaxSubscriptions:
+		return packet.QuotaExceeded
+	}
+	id := c.ident.Load()
+	sub.commandsOnly = false
+	if pattern[0] != '$' && l.env.Policy.Allowed(id, auth.Subscribe, pattern) {
+		return packet.Code(sub.qos)
+	}
+	if scope, ok := l.env.Policy.(auth.CommandScope); ok && scope.CommandsWithin(id, pattern) {
+		sub.commandsOnly = true
+		return packet.Code(sub.qos)
+	}
+	return packet.NotAuthorized
+}
+
+// sendRetained queues what is retained on the topics that sub matches.
+func (s *session) sendRetained(sub *subscription) { // s.mu held
+	now := s.home.env.Now()
+	var ids []uint32
+	if sub.id != 0 {
+		ids = []uint32{sub.id}
+	}
+	var all []*message
+	s.broker.topics.kept(sub.filter, func(m *message) {
+		if !m.expired(now) {
+			all = append(all, m)
+		}
+	})
+	for _, m := range all {
+		s.enqueue(&outgoing{message: m, level: min(m.qos, sub.qos), keep: true, ids: ids})
+	}
+}
+
+// unsubscribe takes an UNSUBSCRIBE.
+func (c *conn) unsubscribe(body []byte) error {
+	p, err := packet.DecodeUnsubscribe(c.version, body)
+	if err != nil {
+		return err
+	}
+	codes := make([]packet.Code, len(p.Filters))
+	s := c.session
+	s.mu.Lock()
+	for i, f := range p.Filters {
+		switch sub := s.subs[string(f)]; {
+		case sub != nil:
+			delete(s.subs, sub.filter)
+			s.broker.topics.unsubscribe(sub)
+		case !packet.ValidFilter(f):
+			codes[i] = packet.TopicFilterInvalid
+		default:
+			codes[i] = packet.NoSubscriptionExisted
+		}
+	}
+	c.out.append(func(b []byte) []byte { return packet.AppendSuback(b, c.version, packet.Unsuback, p.ID, codes) })
+	s.mu.Unlock()
+	return nil
+}
+
+// awake tells the bridge that the device may be sent what waits for it.
+func (c *conn) awake() {
+	if c.l.env.Awake != nil {
+		c.l.env.Awake(c.session.device.name)
+	}
+}
+
+// reconsider applies changed rules to a session: what it may no longer hear is taken away, and a client that does not
+// know that is disconnected, so that it subscribes again and is told.
+func (c *conn) reconsider() {
+	s := c.session
+	s.mu.Lock()
+	lost := false
+	for filter, sub := range s.subs {
+		was := *sub
+		now := was
+		if code := c.mayHear(&now); code >= packet.UnspecifiedError {
+			delete(s.subs, filter)
+			s.broker.topics.unsubscribe(sub)
+			lost = true
+		} else if now.commandsOnly != was.commandsOnly {
+			s.subs[filter] = &now
+			s.broker.topics.subscribe(&now)
+		}
+	}
+	s.mu.Unlock()
+	if lost {
+		c.stopReading(&ending{code: packet.NotAuthorized, text: "the rules have changed"})
+	}
+}
