@@ -1,0 +1,261 @@
+package spool
+
+import (
+	"fmt"
+	"time"
+)
+
+// kick asks the keeper for a round.
+func (s *Spool) kick() {
+	select {
+	case s.kicks <- struct{}{}:
+	default:
+	}
+}
+
+// round waits for a round of the keeper that begins from now on. Spool.mu is held.
+func (s *Spool) round() {
+	want := s.begun + 1
+	s.kick()
+	for s.ended < want && !s.closed {
+		s.rounds.Wait()
+	}
+}
+
+// keep does what is not to hold up a commit: it makes and deletes files, has the cursors written down, expires what is old,
+// and makes room.
+func (s *Spool) keep() {
+	t := time.NewTicker(flushEvery)
+	defer t.Stop()
+	for {
+		s.mu.Lock()
+		s.begun++
+		n, logs, closed := s.begun, s.logs, s.closed
+		s.mu.Unlock()
+		if !closed {
+			for _, l := range logs {
+				if l != nil {
+					l.tend()
+				}
+			}
+		}
+		s.mu.Lock()
+		s.ended = n
+		s.rounds.Broadcast()
+		s.mu.Unlock()
+		if closed {
+			return
+		}
+		select {
+		case <-s.kicks:
+		case <-t.C:
+			for _, l := range logs {
+				if l != nil {
+					l.age()
+					l.writeDown()
+				}
+			}
+		}
+	}
+}
+
+// tend sees to the files of a class.
+func (l *log) tend() {
+	s := l.s
+	s.mu.Lock()
+	d := l.dir
+	s.mu.Unlock()
+	if d == nil {
+		var err error
+		if d, err = s.disk.Dir(l.class.String(), true); err != nil {
+			s.mu.Lock()
+			l.cause = err
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Lock()
+		l.dir = d
+		s.mu.Unlock()
+	}
+	l.clean(d)
+	s.mu.Lock()
+	for len(l.free) < spares {
+		if err := l.room(); err != nil {
+			l.cause = err
+			break
+		}
+		l.names++
+		name := segmentName(l.names)
+		s.used += s.o.Segment
+		s.mu.Unlock()
+		seg, err := makeSegment(d, name, s.o.Segment)
+		s.mu.Lock()
+		if err != nil {
+			s.used -= s.o.Segment
+			l.cause = err
+			break
+		}
+		l.free = append(l.free, seg)
+	}
+	short := len(l.free) < spares
+	s.mu.Unlock()
+	if s.o.DropOldest {
+		if short {
+			l.drop()
+		}
+	} else {
+		l.relieve(short)
+	}
+}
+
+// clean deletes what is not to be used again, and of what is free all but a few.
+func (l *log) clean(d dir) {
+	s := l.s
+	s.mu.Lock()
+	if n := len(l.free); n > hoard {
+		l.trash = append(l.trash, l.free[hoard:]...)
+		l.free = l.free[:hoard:hoard]
+	}
+	trash := l.trash
+	l.trash = nil
+	s.mu.Unlock()
+	for i, seg := range trash {
+		if err := d.Remove(seg.name); err != nil {
+			s.mu.Lock()
+			l.trash = append(l.trash, trash[i:]...)
+			s.mu.Unlock()
+			return
+		}
+		seg.file.Close() // what it has to say about a deleted file does not matter
+		s.mu.Lock()
+		s.used -= seg.size
+		s.mu.Unlock()
+	}
+}
+
+// room says whether the class may have one more segment. Two are set aside for each class, also for those that were not used yet,
+// so that a backlog of one cannot shut out another. Spool.mu is held.
+func (l *log) room() error {
+	need := l.s.used + l.s.o.Segment
+	for c, other := range l.s.logs {
+		if Class(c) != l.class {
+			need += l.s.o.Segment * int64(max(0, spares-other.files()))
+		}
+	}
+	if need > l.s.o.MaxSize {
+		return fmt.Errorf("%w: max_size of %d octets is reached", ErrFull, l.s.o.MaxSize)
+	}
+	return nil
+}
+
+// files counts the segments of a class.
+func (l *log) files() int {
+	if l == nil {
+		return 0
+	}
+	n := len(l.segs) + len(l.free) + len(l.trash)
+	for _, cur := range l.cursors {
+		n += len(cur.side)
+	}
+	return n
+}
+
+// writeDown has the cursors written down where no append does it.
+func (l *log) writeDown() {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	if l.changes != l.saved && time.Since(l.flushed) >= flushEvery {
+		l.flush = true
+		l.ready.Signal()
+	}
+}
+
+// drop expires the oldest segment's worth, unless that was done and needs only to be written down.
+func (l *log) drop() {
+	s := l.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(l.segs) < 2 || l.releasable() {
+		return
+	}
+	upTo := l.segs[1].base - 1
+	for _, cur := range l.behind(upTo) {
+		s.mu.Unlock()
+		cur.consumer.reading.Lock()
+		n := cur.expire(func(seq uint64, _ int64) bool { return seq <= upTo })
+		cur.consumer.reading.Unlock()
+		s.mu.Lock()
+		l.dropped += n
+	}
+}
+
+// behind gives the cursors that need something of the main log up to a sequence. Spool.mu is held.
+func (l *log) behind(upTo uint64) (list []*cursor) {
+	for _, cur := range l.cursors {
+		if max(cur.settled(), cur.moved) < upTo {
+			list = append(list, cur)
+		}
+	}
+	return list
+}
+
+// age expires what is older than max_age and waits for a connector that does not read. What is in flight is left to the one who has it.
+func (l *log) age() {
+	s := l.s
+	s.mu.Lock()
+	before := s.o.Now().Add(-s.o.MaxAge).UnixMilli()
+	var old []*cursor
+	for _, cur := range l.cursors {
+		if cur.pending > 0 && cur.oldest <= before && len(cur.flight) == 0 {
+			old = append(old, cur)
+		}
+	}
+	s.mu.Unlock()
+	for _, cur := range old {
+		cur.consumer.reading.Lock()
+		cur.expire(func(_ uint64, time int64) bool { return time <= before })
+		cur.consumer.reading.Unlock()
+	}
+}
+
+// expire counts as expired what is in flight and, from where the cursor is, what is to be read, as long as goes says so; and how many that are.
+// The caller holds Consumer.reading.
+func (cur *cursor) expire(goes func(seq uint64, time int64) bool) (n uint64) {
+	s := cur.log.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range cur.flight {
+		if f := &cur.flight[i]; !f.settled && goes(f.seq, f.time) {
+			cur.settle(f, Expired)
+			n++
+		}
+	}
+	cur.advance()
+	for more := true; more && cur.pending > 0; {
+		cur.reader.seq = max(cur.reader.seq, cur.read)
+		s.mu.Unlock()
+		list := cur.reader.next(nil, maxCount, maxBatch)
+		s.mu.Lock()
+		more = len(list) > 0
+		for i := range list {
+			f := &list[i]
+			fl := flight{seq: f.seq, line: f.line, cost: cost(f.data), time: f.time, settled: true}
+			if !cur.passed(f.seq) {
+				if !goes(f.seq, f.time) {
+					cur.reader.leave()
+					cur.reader.seq = f.seq
+					cur.oldest = f.time
+					more = false
+					break
+				}
+				f.line.settle(Expired, fl.cost)
+				n++
+			}
+			cur.flight = append(cur.flight, fl)
+		}
+		cur.read = max(cur.read, cur.reader.seq)
+		cur.advance()
+	}
+	cur.consumer.wake()
+	return n
+}
