@@ -18,7 +18,7 @@ func connector(t testing.TB, ca northtest.CA, addr string, change func(*mqtt.Con
 	keys := &northtest.Keys{Certificates: map[string]tls.Certificate{"identity": ca.Certificate(t, broker.Subject{Name: "gw1"})}}
 	env, _ := northtest.Env(t, keys)
 	c := mqtt.Kind().Config().(*mqtt.Config)
-	c.URL, c.Key, c.CA = "mqtts://"+addr, "identity", config.Path(ca.File(t))
+	c.URL, c.Key, c.CA = "mqtts://"+addr, "identity", pathOf(ca.File(t))
 	if change != nil {
 		change(c)
 	}
@@ -65,3 +65,5 @@ func TestConnectorMosquitto(t *testing.T) {
 		})
 	}
 }
+
+func pathOf(s string) config.Path { return config.Path(s) }

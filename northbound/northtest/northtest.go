@@ -132,7 +132,7 @@ type Broker struct {
 	Addr string // host:port
 
 	mu       sync.Mutex
-	hooks    broker.Options
+	admitted func(*broker.Login) broker.Answer
 	received []broker.Message          // guarded by mu
 	delay    time.Duration             // guarded by mu
 	fates    map[string]broker.Verdict // guarded by mu; by payload
@@ -141,21 +141,19 @@ type Broker struct {
 	cut      int                       // guarded by mu; publications until the connection is dropped; 0: never
 }
 
-// NewBroker starts a broker that lives as long as the test. hooks may hold Admit, Auth and Subscribed; knobs does the rest.
+// NewBroker starts a broker that lives as long as the test. hooks may hold Admit, Auth and Subscribed; the knobs do the rest.
 func NewBroker(t testing.TB, hooks broker.Options) *Broker {
 	t.Helper()
-	b := &Broker{CA: NewCA(t), hooks: hooks, fates: map[string]broker.Verdict{}, once: map[string]bool{}}
-	b.Start(t, b.CA.Server(t))
+	b := &Broker{CA: NewCA(t), admitted: hooks.Admit, fates: map[string]broker.Verdict{}, once: map[string]bool{}}
+	hooks.Published, hooks.Admit = b.published, b.admit
+	b.Broker = broker.New(hooks)
+	b.Listen(t, b.CA.Server(t))
 	return b
 }
 
-// Start listens with the given TLS configuration; NewBroker has done so once.
-func (b *Broker) Start(t testing.TB, c *tls.Config) {
+// Listen serves with another TLS configuration, on an address of its own that Addr gives from then on.
+func (b *Broker) Listen(t testing.TB, c *tls.Config) {
 	t.Helper()
-	o := b.hooks
-	o.Published = b.published
-	o.Admit = b.admit
-	b.Broker = broker.New(o)
 	raw, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -174,8 +172,8 @@ func (b *Broker) Start(t testing.TB, c *tls.Config) {
 
 func (b *Broker) admit(l *broker.Login) broker.Answer {
 	var a broker.Answer
-	if b.hooks.Admit != nil {
-		a = b.hooks.Admit(l)
+	if b.admitted != nil {
+		a = b.admitted(l)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
