@@ -66,7 +66,7 @@ func (r *Realm) newIssuer(ctx context.Context, name string, cfg *config.Issuer) 
 	}
 	i.ca = ca
 	transport := &http.Transport{TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute}
-	i.client = &http.Client{Timeout: issuerTimeout, Transport: &paced{next: transport, now: time.Now, last: map[string]time.Time{}}}
+	i.client = &http.Client{Timeout: issuerTimeout, Transport: &paced{next: transport, now: r.o.Now, last: map[string]time.Time{}}}
 	i.life, i.cancel = context.WithCancel(oidc.ClientContext(context.WithoutCancel(ctx), i.client))
 	return i, nil
 }
@@ -122,7 +122,7 @@ func (p *paced) RoundTrip(req *http.Request) (*http.Response, error) {
 	url := req.URL.String()
 	now := p.now()
 	p.mu.Lock()
-	wait := now.Sub(p.last[url]) < issuerPause
+	wait := justNow(p.last[url], now)
 	if !wait {
 		p.last[url] = now
 	}
@@ -139,6 +139,12 @@ func (p *paced) CloseIdleConnections() {
 	}
 }
 
+// justNow tells whether then is less than issuerPause before now; a clock that has been set back does not make it so.
+func justNow(then, now time.Time) bool {
+	d := now.Sub(then)
+	return d >= 0 && d < issuerPause
+}
+
 var errPaced = errors.New("the issuer was asked a moment ago")
 
 // ready gives the verifier, after discovery where that is still to be done.
@@ -149,7 +155,7 @@ func (i *issuer) ready(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 		case i.verifier != nil:
 			defer i.mu.Unlock()
 			return i.verifier, nil
-		case i.finding == nil && i.failed != nil && time.Since(i.failedAt) < issuerPause:
+		case i.finding == nil && i.failed != nil && justNow(i.failedAt, i.now()):
 			defer i.mu.Unlock()
 			return nil, i.failed
 		}
@@ -170,7 +176,7 @@ func (i *issuer) ready(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 		provider, err := oidc.NewProvider(i.life, i.cfg.URL)
 		i.mu.Lock()
 		if err != nil {
-			i.failed, i.failedAt = fmt.Errorf("issuer %q: %w", i.name, err), time.Now()
+			i.failed, i.failedAt = fmt.Errorf("issuer %q: %w", i.name, err), i.now()
 			i.health.Set(&IssuerUnreachable, err.Error())
 		} else {
 			i.failed = nil
