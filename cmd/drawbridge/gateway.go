@@ -1,0 +1,477 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/bridge"
+	"github.com/drawbridge/drawbridge/bridge/spool"
+	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
+	"github.com/drawbridge/drawbridge/internal/health"
+	"github.com/drawbridge/drawbridge/internal/supervise"
+	"github.com/drawbridge/drawbridge/northbound"
+	"github.com/drawbridge/drawbridge/southbound"
+	"github.com/drawbridge/drawbridge/status"
+)
+
+// gateway is the house put together: config → keys → spool → connectors → bridge → listeners, and status beside them.
+//
+// What stands for as long as the process is made by openGateway; what a reload replaces is a plan.
+type gateway struct {
+	log     *slog.Logger
+	now     func() time.Time
+	started time.Time
+	kinds   builtin
+	tracker *health.Tracker
+	sup     *supervise.Supervisor
+	lock    *os.File
+	keys    *keyring.Ring
+	realm   *auth.Realm
+	spool   *spool.Spool
+	bridge  *bridge.Bridge
+	ready   chan struct{} // closed once every listener of the first plan is bound
+
+	reloading sync.Mutex // one reload at a time
+
+	mu       sync.Mutex
+	plan     *plan     // guarded by mu; in force
+	reloaded time.Time // guarded by mu
+}
+
+// plan is what one file asks for: built whole before it takes over.
+type plan struct {
+	cfg        *config.Config
+	table      *bridge.Table
+	listeners  map[string]*listener
+	connectors map[string]*connector
+}
+
+type listener struct {
+	southbound.Listener
+	component *config.Component
+	task      *supervise.Task
+	once      sync.Once
+	bound     chan struct{}
+
+	mu      sync.Mutex
+	address string // guarded by mu; empty until bound
+	failure error  // guarded by mu; why it is not bound
+}
+
+type connector struct {
+	northbound.Connector
+	component *config.Component
+	task      *supervise.Task
+}
+
+// stopWithin bounds a stop: what is not done by then is done after the next start.
+const stopWithin = 5 * time.Second
+
+// openGateway reads keys and spool and builds everything that the file asks for. Nothing is bound or dialled yet.
+func openGateway(ctx context.Context, path string, log *slog.Logger, now func() time.Time) (*gateway, error) {
+	g := &gateway{log: log, now: now, started: now(), kinds: kinds(), ready: make(chan struct{})}
+	cfg, table, err := load(path, g.kinds)
+	if err != nil {
+		return nil, err
+	}
+	g.tracker = health.New(log, now)
+	g.sup = supervise.New(log, g.tracker)
+	if err := g.openState(ctx, cfg, now); err != nil {
+		g.close()
+		return nil, err
+	}
+	if g.plan, err = g.build(cfg, table, nil); err != nil {
+		g.close()
+		return nil, err
+	}
+	return g, nil
+}
+
+func (g *gateway) openState(ctx context.Context, cfg *config.Config, now func() time.Time) (err error) {
+	state := string(cfg.Gateway.State)
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return hinted(fmt.Errorf("state directory: %w", err), "gateway.state names a directory that the gateway may write to")
+	}
+	if g.lock, err = lockState(state); err != nil {
+		return err
+	}
+	g.keys, err = openKeys(ctx, cfg, g.log, g.tracker, now)
+	if err != nil {
+		return err
+	}
+	g.realm, err = auth.NewRealm(ctx, cfg, auth.Options{Secret: g.keys.Secret, Certificate: g.keys.Certificate, Log: g.log, Health: g.tracker, Now: now})
+	if err != nil {
+		return err
+	}
+	g.spool, err = spool.Open(filepath.Join(state, "spool"), spool.Options{
+		MaxSize: int64(cfg.Spool.MaxSize), MaxAge: time.Duration(cfg.Spool.MaxAge), DropOldest: cfg.Spool.Full == "drop-oldest", Now: now,
+	})
+	if err != nil {
+		return err
+	}
+	dir, err := stateDir(cfg, "bridge")
+	if err != nil {
+		return err
+	}
+	g.bridge, err = bridge.Open(bridge.Options{Spool: g.spool, Dir: dir, Log: g.log.With("part", "bridge"), Health: g.tracker, Now: now})
+	return err
+}
+
+// openKeys opens the key ring of a configuration. Nothing is asked of a chip yet.
+func openKeys(ctx context.Context, cfg *config.Config, log *slog.Logger, tracker *health.Tracker, now func() time.Time) (*keyring.Ring, error) {
+	return keyring.New(ctx, keyring.Options{
+		Keys: cfg.Keys, BaseDir: filepath.Dir(cfg.Path), State: string(cfg.Gateway.State),
+		Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), Log: log.With("part", "keys"), Health: tracker, Now: now,
+	})
+}
+
+// lockState keeps two gateways from writing to one state directory.
+func lockState(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, hinted(fmt.Errorf("state directory %q: another gateway runs on it", dir), "`drawbridge status` shows it")
+		}
+		return nil, fmt.Errorf("state directory: lock: %w", err)
+	}
+	return f, nil
+}
+
+func stateDir(cfg *config.Config, parts ...string) (string, error) {
+	dir := filepath.Join(append([]string{string(cfg.Gateway.State)}, parts...)...)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("state directory: %w", err)
+	}
+	return dir, nil
+}
+
+// build makes the plan of a file. Components that old has and that would work the same are taken over.
+func (g *gateway) build(cfg *config.Config, table *bridge.Table, old *plan) (*plan, error) {
+	p := &plan{cfg: cfg, table: table, listeners: map[string]*listener{}, connectors: map[string]*connector{}}
+	sameID := old != nil && old.cfg.Gateway.ID == cfg.Gateway.ID
+	var errs []error
+	for name, c := range cfg.Connectors {
+		if sameID && c.Equal(old.cfg.Connectors[name]) {
+			p.connectors[name] = old.connectors[name]
+			continue
+		}
+		built, err := g.openConnector(cfg, c)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("connector %s: %w", name, err))
+			continue
+		}
+		p.connectors[name] = built
+	}
+	for name, c := range cfg.Listeners {
+		if old != nil && c.Equal(old.cfg.Listeners[name]) {
+			p.listeners[name] = old.listeners[name]
+			continue
+		}
+		built, err := g.openListener(cfg, c)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("listener %s: %w", name, err))
+			continue
+		}
+		p.listeners[name] = built
+	}
+	return p, errors.Join(errs...)
+}
+
+func (g *gateway) openConnector(cfg *config.Config, c *config.Component) (*connector, error) {
+	dir, err := stateDir(cfg, "connectors", c.Name)
+	if err != nil {
+		return nil, err
+	}
+	built, err := g.kinds.connectors[c.Type].Open(northbound.Env{
+		Name: c.Name, Gateway: cfg.Gateway.ID, Log: g.log.With("connector", c.Name), Health: g.tracker.For("connector " + c.Name),
+		Keys: g.keys.For("connector " + c.Name), State: dir, Now: g.now,
+	}, c.Own)
+	if err != nil {
+		return nil, err
+	}
+	return &connector{Connector: built, component: c}, nil
+}
+
+func (g *gateway) openListener(cfg *config.Config, c *config.Component) (*listener, error) {
+	dir, err := stateDir(cfg, "listeners", c.Name)
+	if err != nil {
+		return nil, err
+	}
+	l := &listener{component: c, bound: make(chan struct{})}
+	l.Listener, err = g.kinds.listeners[c.Type].Open(southbound.Env{
+		Name: c.Name, Log: g.log.With("listener", c.Name), Health: g.tracker.For("listener " + c.Name),
+		Keys: g.keys.For("listener " + c.Name), Auth: g.realm, Policy: g.realm, State: dir, Now: g.now,
+		Bound: l.isBound, Awake: g.bridge.Awake,
+	}, c.Own)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *listener) isBound(a net.Addr) {
+	l.mu.Lock()
+	l.address, l.failure = a.String(), nil
+	l.mu.Unlock()
+	l.once.Do(func() { close(l.bound) })
+}
+
+func (l *listener) isNotBound(err error) {
+	l.mu.Lock()
+	l.address, l.failure = "", err
+	l.mu.Unlock()
+}
+
+// run starts everything and returns after ctx has ended and everything has stopped. It fails where a listener of the first plan cannot be bound.
+func (g *gateway) run(ctx context.Context) error {
+	defer g.close()
+	// Tasks stop in reverse: listeners, then bridge and connectors, whose context ends when run says so.
+	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+
+	g.bridge.Swap(g.setup(g.plan))
+	g.sup.Go(inner, "keys", func(ctx context.Context, t *supervise.Task) error { return g.keys.Run(ctx) })
+	g.sup.Go(inner, "bridge", func(ctx context.Context, t *supervise.Task) error { return g.bridge.Run(ctx, t) })
+	for _, c := range g.plan.connectors {
+		g.startConnector(inner, c)
+	}
+	if err := g.startStatus(inner); err != nil {
+		return errors.Join(err, g.stop(stop))
+	}
+	first := make(chan error, len(g.plan.listeners))
+	for _, l := range g.plan.listeners {
+		g.startListener(inner, l, first)
+	}
+	err := g.awaitListeners(ctx, first)
+	if err == nil {
+		close(g.ready)
+		g.log.Info("ready", "listeners", len(g.plan.listeners), "connectors", len(g.plan.connectors))
+		<-ctx.Done()
+	}
+	return errors.Join(err, g.stop(stop))
+}
+
+// awaitListeners waits until every listener is bound, or one has failed, or ctx has ended.
+func (g *gateway) awaitListeners(ctx context.Context, failed <-chan error) error {
+	for _, l := range g.plan.listeners {
+		select {
+		case <-l.bound:
+		case err := <-failed:
+			return fmt.Errorf("listener %w", err)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+func (g *gateway) startListener(ctx context.Context, l *listener, failed chan<- error) {
+	name := l.component.Name
+	l.task = g.sup.Go(ctx, "listener "+name, func(ctx context.Context, t *supervise.Task) error {
+		t.Waiting()
+		err := l.Serve(ctx, g.bridge)
+		if err != nil {
+			l.isNotBound(err)
+			select {
+			case failed <- fmt.Errorf("%s: %w", name, err):
+			default: // somebody has failed before, or everybody has been bound
+			}
+		}
+		return err
+	})
+}
+
+func (g *gateway) startConnector(ctx context.Context, c *connector) {
+	name := c.component.Name
+	c.task = g.sup.Go(ctx, "connector "+name, func(ctx context.Context, t *supervise.Task) error {
+		return g.bridge.RunConnector(ctx, name, t)
+	})
+}
+
+func (g *gateway) startStatus(ctx context.Context) error {
+	cfg := g.plan.cfg.Status
+	server, err := status.New(status.Options{
+		Source: &source{gateway: g, tasks: ctx}, Log: g.log.With("part", "status"), Now: g.now, Listen: cfg.Listen, Socket: string(cfg.Socket),
+	})
+	if err != nil {
+		return err
+	}
+	g.sup.Go(ctx, "status", func(ctx context.Context, t *supervise.Task) error { return server.Serve(ctx) })
+	return nil
+}
+
+func (g *gateway) setup(p *plan) bridge.Setup {
+	s := bridge.Setup{Table: p.table, Policy: g.realm,
+		Listeners: map[string]southbound.Listener{}, Connectors: map[string]northbound.Connector{}}
+	for name, l := range p.listeners {
+		s.Listeners[name] = l.Listener
+	}
+	for name, c := range p.connectors {
+		s.Connectors[name] = c.Connector
+	}
+	return s
+}
+
+// stop ends listeners first, so that nothing is accepted that could not be stored, then all else.
+func (g *gateway) stop(rest context.CancelFunc) error {
+	g.log.Info("stopping")
+	ctx, cancel := context.WithTimeoutCause(context.Background(), stopWithin, errors.New("it took too long"))
+	defer cancel()
+	g.mu.Lock()
+	p := g.plan
+	g.mu.Unlock()
+	err := stopAll(ctx, slices.Collect(maps.Values(p.listeners)), func(l *listener) *supervise.Task { return l.task })
+	rest()
+	return errors.Join(err, stopAll(ctx, slices.Collect(maps.Values(p.connectors)), func(c *connector) *supervise.Task { return c.task }))
+}
+
+func stopAll[T any](ctx context.Context, parts []T, task func(T) *supervise.Task) error {
+	errs := make([]error, len(parts))
+	var wg sync.WaitGroup
+	for i, part := range parts {
+		if t := task(part); t != nil {
+			wg.Go(func() { errs[i] = t.Stop(ctx) })
+		}
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// close lets go of what openState has opened, in reverse.
+func (g *gateway) close() error {
+	var errs []error
+	if g.bridge != nil {
+		errs = append(errs, g.bridge.Close())
+	}
+	if g.spool != nil {
+		errs = append(errs, g.spool.Close())
+	}
+	if g.realm != nil {
+		errs = append(errs, g.realm.Close())
+	}
+	if g.keys != nil {
+		errs = append(errs, g.keys.Close())
+	}
+	if g.lock != nil {
+		errs = append(errs, g.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// reload reads the file again and takes it over, all or nothing. ctx is that of run's tasks.
+func (g *gateway) reload(ctx context.Context) (status.Reloaded, error) {
+	g.reloading.Lock()
+	defer g.reloading.Unlock()
+	g.mu.Lock()
+	old := g.plan
+	g.mu.Unlock()
+
+	cfg, table, err := load(old.cfg.Path, g.kinds)
+	if err != nil {
+		return status.Reloaded{}, err
+	}
+	if fixed := needsRestart(old.cfg, cfg); len(fixed) > 0 {
+		return status.Reloaded{}, hinted(fmt.Errorf("reload: %v changed, which only a restart takes over", fixed), "nothing was changed; restart the gateway")
+	}
+	fresh, err := g.build(cfg, table, old)
+	if err != nil {
+		return status.Reloaded{}, err
+	}
+	if err := g.keys.Swap(cfg.Keys, filepath.Dir(cfg.Path)); err != nil {
+		return status.Reloaded{}, err
+	}
+	if err := g.realm.Swap(ctx, cfg); err != nil {
+		return status.Reloaded{}, errors.Join(err, g.keys.Swap(old.cfg.Keys, filepath.Dir(old.cfg.Path)))
+	}
+	return g.takeOver(ctx, old, fresh), nil
+}
+
+// needsRestart names the settings that are read once.
+func needsRestart(old, fresh *config.Config) (names []string) {
+	for name, same := range map[string]bool{
+		"gateway.state": old.Gateway.State == fresh.Gateway.State,
+		"[spool]":       old.Spool == fresh.Spool,
+		"[status]":      old.Status == fresh.Status,
+		"[log]":         old.Log == fresh.Log,
+	} {
+		if !same {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (g *gateway) takeOver(ctx context.Context, old, fresh *plan) status.Reloaded {
+	var done status.Reloaded
+	stopping, cancel := context.WithTimeoutCause(ctx, stopWithin, errors.New("it took too long"))
+	defer cancel()
+	var gone []*supervise.Task
+	for name, l := range old.listeners {
+		if fresh.listeners[name] != l {
+			gone = append(gone, l.task)
+			if fresh.listeners[name] == nil {
+				done.Stopped = append(done.Stopped, "listener "+name)
+			}
+		}
+	}
+	for name, c := range old.connectors {
+		if fresh.connectors[name] != c {
+			gone = append(gone, c.task)
+			if fresh.connectors[name] == nil {
+				done.Stopped = append(done.Stopped, "connector "+name)
+			}
+		}
+	}
+	if err := stopAll(stopping, gone, func(t *supervise.Task) *supervise.Task { return t }); err != nil {
+		g.log.Warn("reload: a part did not stop in time", "error", err)
+	}
+	g.bridge.Swap(g.setup(fresh))
+	g.mu.Lock()
+	g.plan, g.reloaded = fresh, g.now()
+	g.mu.Unlock()
+	note := func(kind, name string, existed bool) {
+		if existed {
+			done.Restarted = append(done.Restarted, kind+" "+name)
+		} else {
+			done.Started = append(done.Started, kind+" "+name)
+		}
+	}
+	for name, c := range fresh.connectors {
+		if c.task == nil {
+			g.startConnector(ctx, c)
+			note("connector", name, old.connectors[name] != nil)
+		}
+	}
+	for name, l := range fresh.listeners {
+		if l.task == nil {
+			g.startListener(ctx, l, nil)
+			note("listener", name, old.listeners[name] != nil)
+			continue
+		}
+		if p, ok := l.Listener.(southbound.PolicyChanged); ok {
+			p.PolicyChanged()
+		}
+	}
+	for _, list := range []*[]string{&done.Started, &done.Restarted, &done.Stopped} {
+		slices.Sort(*list)
+	}
+	return done
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
+)
+
+func (a *app) keysVerb() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "keys",
+		Short: "List, make and certify the keys that the configuration names",
+		Args:  cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownVerb(c, args[0])
+			}
+			return a.keysList(c.Context(), false)
+		},
+	}
+	var asJSON bool
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "Show where each key lives, whether it can leave, and its certificate",
+		RunE:  func(c *cobra.Command, _ []string) error { return a.keysList(c.Context(), asJSON) },
+	}
+	list.Flags().BoolVar(&asJSON, "json", false, "print everything as JSON")
+
+	var algorithm string
+	fresh := &cobra.Command{
+		Use:   "new NAME",
+		Short: "Make the key inside its chip and print its URI; a key that exists is left as it is",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.withKeys(c.Context(), args[0], func(ctx context.Context, ring *keyring.Ring) error {
+				s, created, err := ring.New(ctx, args[0], hwcrypto.Algorithm(algorithm))
+				if err != nil {
+					return err
+				}
+				if !created {
+					fmt.Fprintf(a.err, "drawbridge: key %s exists already and was left as it is\n", args[0])
+				}
+				_, err = fmt.Fprintln(a.out, s.URI)
+				return err
+			})
+		},
+	}
+	fresh.Flags().StringVar(&algorithm, "algorithm", string(hwcrypto.ECDSAP256), "ecdsa-p256, ecdsa-p384, rsa-2048 or hmac-sha256")
+
+	var cn string
+	var sans []string
+	csr := &cobra.Command{
+		Use:   "csr NAME",
+		Short: "Print a certificate request (PKCS#10, PEM) that the key has signed in its chip",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.withKeys(c.Context(), args[0], func(ctx context.Context, ring *keyring.Ring) error {
+				pem, err := ring.CSR(ctx, args[0], pkix.Name{CommonName: cn}, sans)
+				if err != nil {
+					return err
+				}
+				_, err = a.out.Write(pem)
+				return err
+			})
+		},
+	}
+	csr.Flags().StringVar(&cn, "cn", "", "the subject's common name (default: gateway.id)")
+	csr.Flags().StringSliceVar(&sans, "san", nil, "a DNS name, IP address, URI or mail address; may be repeated")
+	run := csr.RunE
+	csr.RunE = func(c *cobra.Command, args []string) error {
+		if cn == "" {
+			cfg, _, err := load(a.config(), kinds())
+			if err != nil {
+				return err
+			}
+			cn = cfg.Gateway.ID
+		}
+		return run(c, args)
+	}
+
+	imported := &cobra.Command{
+		Use:   "import NAME FILE",
+		Short: "Take a shared secret (never a private key) into the chip; the file may hold hex: or base64:",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.withKeys(c.Context(), args[0], func(ctx context.Context, ring *keyring.Ring) error {
+				raw, err := a.readFile(args[1])
+				if err != nil {
+					return err
+				}
+				defer clear(raw)
+				secret, err := hwcrypto.DecodeSecret(raw)
+				if err != nil {
+					return fmt.Errorf("%s: %w", args[1], err)
+				}
+				s, err := ring.Import(ctx, args[0], secret)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintln(a.out, s.URI)
+				return err
+			})
+		},
+	}
+
+	var with string
+	seal := &cobra.Command{
+		Use:   "seal FILE",
+		Short: "Seal a secret by the chip, for sealed:/path in the configuration; - is standard input",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.withKeys(c.Context(), with, func(ctx context.Context, ring *keyring.Ring) error {
+				if with == "" {
+					names := ring.Names()
+					if len(names) != 1 {
+						return usage("seal: there are %d keys: name one with --key", len(names))
+					}
+					with = names[0]
+				}
+				secret, err := a.readFile(args[0])
+				if err != nil {
+					return err
+				}
+				defer clear(secret)
+				sealed, err := ring.Seal(ctx, with, hwcrypto.TrimNewline(secret))
+				if err != nil {
+					return err
+				}
+				_, err = a.out.Write(sealed)
+				return err
+			})
+		},
+	}
+	seal.Flags().StringVar(&with, "key", "", "the `name` of the key whose chip seals")
+
+	c.AddCommand(list, fresh, csr, imported, seal)
+	return c
+}
+
+func (a *app) readFile(name string) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(io.LimitReader(a.in, 1<<20))
+	}
+	return os.ReadFile(name)
+}
+
+// withKeys opens the key ring for one command. name, where not empty, has to be a key of the configuration.
+func (a *app) withKeys(ctx context.Context, name string, f func(context.Context, *keyring.Ring) error) error {
+	cfg, _, err := load(a.config(), kinds())
+	if err != nil {
+		return err
+	}
+	ring, err := openKeys(ctx, cfg, slog.New(slog.DiscardHandler), nil, time.Now)
+	if err != nil {
+		return err
+	}
+	defer ring.Close()
+	if name != "" && !slices.Contains(ring.Names(), name) {
+		f := &failure{code: exitUsage, err: fmt.Errorf("key %q: not in %s", name, a.config())}
+		if names := ring.Names(); len(names) > 0 {
+			f.hint = "there are: " + strings.Join(names, ", ")
+		}
+		return f
+	}
+	return f(ctx, ring)
+}
+
+func (a *app) keysList(ctx context.Context, asJSON bool) error {
+	return a.withKeys(ctx, "", func(ctx context.Context, ring *keyring.Ring) error {
+		keys := ring.List(ctx)
+		if asJSON {
+			e := json.NewEncoder(a.out)
+			e.SetIndent("", "  ")
+			return e.Encode(keys)
+		}
+		w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
+		fmt.Fprintln(w, "KEY\tWHERE\tALGORITHM\tCAN LEAVE\tCERTIFICATE\tFINGERPRINT")
+		broken := false
+		for _, k := range keys {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", k.Name, keyWhere(k), k.Info.Algorithm, keyLeaves(k), keyCertificate(k), k.Info.Fingerprint)
+			broken = broken || k.Err != ""
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		for _, k := range keys {
+			for _, weak := range k.Info.Weak {
+				fmt.Fprintf(a.out, "%s: %s\n", k.Name, weak)
+			}
+		}
+		if broken {
+			return no()
+		}
+		return nil
+	})
+}
+
+func keyWhere(k keyring.Status) string {
+	if k.Err != "" {
+		return "error: " + k.Err
+	}
+	return k.Info.Where
+}
+
+func keyLeaves(k keyring.Status) string {
+	switch {
+	case k.Err != "":
+		return "-"
+	case k.Info.Extractable:
+		return "yes"
+	}
+	return "no"
+}
+
+func keyCertificate(k keyring.Status) string {
+	switch {
+	case k.CertErr != "":
+		return "error: " + k.CertErr
+	case k.Certificate == nil:
+		return "none"
+	}
+	return fmt.Sprintf("%s, %s left", k.Certificate.Subject, plural(k.Certificate.DaysLeft, "day"))
+}

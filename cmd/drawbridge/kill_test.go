@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
+)
+
+// prove tells whether the heavy form of a proof is asked for.
+func prove() bool { return os.Getenv("DRAWBRIDGE_PROVE") != "" }
+
+// claim prints what a proof has found, for `make prove`.
+func claim(t testing.TB, format string, args ...any) {
+	t.Helper()
+	t.Logf("prove: "+format, args...)
+}
+
+// release builds the gateway as it is shipped.
+var release = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "drawbridge-release-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "drawbridge")
+	out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return path, nil
+})
+
+func released(t testing.TB) string {
+	t.Helper()
+	path, err := release()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// recorder is the cloud of the proofs: a broker in this process that comes and goes, and notes what it has confirmed.
+type recorder struct {
+	t       testing.TB
+	site    *site
+	conf    *tls.Config
+	session atomic.Int64 // counts connections of the gateway
+
+	mu       sync.Mutex
+	arrived  map[string][]arrival // guarded by mu; by device
+	received int                  // guarded by mu
+	stopped  func()               // guarded by mu
+}
+
+type arrival struct {
+	n       int
+	session int64
+}
+
+func newRecorder(s *site) *recorder {
+	conf := s.clientTLS()
+	cert := s.issue("localhost")
+	return &recorder{t: s.t, site: s, arrived: map[string][]arrival{},
+		conf: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: conf.RootCAs}}
+}
+
+// up opens the broker at the cloud's address; down closes it together with every connection.
+func (r *recorder) up() {
+	r.t.Helper()
+	var l net.Listener
+	eventually(r.t, "the cloud's port to be free", func() bool {
+		var err error
+		l, err = tls.Listen("tcp", r.site.cloud, r.conf)
+		return err == nil
+	})
+	b := broker.New(broker.Options{
+		Admit: func(*broker.Login) broker.Answer {
+			r.session.Add(1)
+			return broker.Answer{Limits: broker.Limits{ReceiveMaximum: 1000}}
+		},
+		Published: func(_ string, m broker.Message) broker.Verdict {
+			r.note(m)
+			return broker.Verdict{}
+		},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		b.Serve(ctx, l)
+		close(ended)
+	}()
+	r.mu.Lock()
+	r.stopped = func() { cancel(); <-ended }
+	r.mu.Unlock()
+}
+
+func (r *recorder) down() {
+	r.mu.Lock()
+	stop := r.stopped
+	r.stopped = nil
+	r.mu.Unlock()
+	if stop != nil {
+		stop()
+	}
+}
+
+func (r *recorder) note(m broker.Message) {
+	parts := strings.Split(m.Topic, "/") // dt/gw/DEVICE/KIND
+	text, _, _ := strings.Cut(string(m.Payload), " ")
+	n, err := strconv.Atoi(text)
+	if len(parts) != 4 || err != nil {
+		r.t.Errorf("the cloud received %q on %q", m.Payload, m.Topic)
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.received++
+	r.arrived[parts[2]] = append(r.arrived[parts[2]], arrival{n, r.session.Load()})
+}
+
+// fleet are devices that count: device D reports 1, 2, 3, ... and goes on to the next number only after yes.
+type fleet struct {
+	s    *site
+	yes  []atomic.Int64 // by device: the last number answered yes
+	sent []atomic.Int64 // by device: how often a number was sent, repeats included
+}
+
+func (f *fleet) mqttDevice(ctx context.Context, i int) {
+	name := fmt.Sprintf("m-%d", i)
+	conf := f.s.clientTLS()
+	conf.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	for n := int64(1); ctx.Err() == nil; {
+		c, err := dialMQTT(ctx, f.s.mqtt, conf, wireOptions{clientID: name, user: name, password: "secret-of-" + name})
+		if err != nil {
+			pause(ctx)
+			continue
+		}
+		stop := context.AfterFunc(ctx, func() { c.Close() })
+		for {
+			c.SetDeadline(time.Now().Add(20 * time.Second))
+			f.sent[i].Add(1)
+			if _, err := c.Write(publishPacket("sensors/count", uint16(n%65535)+1, []byte(strconv.FormatInt(n, 10)))); err != nil {
+				break
+			}
+			kind, _, err := c.readPacket(nil)
+			if err != nil || kind != 0x40 {
+				break
+			}
+			f.yes[i].Store(n)
+			n++
+		}
+		stop()
+		c.Close()
+	}
+}
+
+func (f *fleet) coapDevice(ctx context.Context, i int) {
+	name := fmt.Sprintf("c-%d", i)
+	for n := int64(1); ctx.Err() == nil; {
+		dial, cancel := context.WithTimeout(ctx, 10*time.Second)
+		c, err := dialCoAP(dial, f.s.coap, name, []byte("psk-of-"+name+"-16-bytes"))
+		cancel()
+		if err != nil {
+			pause(ctx)
+			continue
+		}
+		for ctx.Err() == nil {
+			f.sent[i].Add(1)
+			code, err := c.request(2, "/sensors/count", []byte(strconv.FormatInt(n, 10)), time.Second, 3)
+			if err != nil {
+				break
+			}
+			if code == 0x44 { // 2.04
+				f.yes[i].Store(n)
+				n++
+			}
+		}
+		c.Close()
+	}
+}
+
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(50*time.Millisecond + rand.N(100*time.Millisecond)):
+	}
+}
+
+// TestProveKill kills the gateway at random while 64 devices on both protocols report and the cloud comes and goes.
+// Every message answered yes has to arrive, first arrivals in order for each device, and nothing twice within one session of the cloud
+// unless the device itself has sent it twice.
+func TestProveKill(t *testing.T) {
+	kills, devices := 6, 64
+	if prove() {
+		kills = 60
+	}
+	s := newSite(t)
+	s.binary = released(t)
+	var extra strings.Builder
+	f := &fleet{s, make([]atomic.Int64, devices), make([]atomic.Int64, devices)}
+	names := make([]string, devices)
+	for i := range devices {
+		if i%2 == 0 {
+			names[i] = fmt.Sprintf("m-%d", i)
+			s.write(names[i]+".password", "secret-of-"+names[i])
+			fmt.Fprintf(&extra, "[device.%s]\ngroups = [\"press\"]\npassword = \"file:%s.password\"\n", names[i], names[i])
+		} else {
+			names[i] = fmt.Sprintf("c-%d", i)
+			s.write(names[i]+".psk", "psk-of-"+names[i]+"-16-bytes")
+			fmt.Fprintf(&extra, "[device.%s]\ngroups = [\"thermostat\"]\npsk = \"file:%s.psk\"\n", names[i], names[i])
+		}
+	}
+	s.extra = extra.String()
+	s.configure()
+	s.certify()
+	cloud := newRecorder(s)
+	cloud.up()
+	defer cloud.down()
+	s.startGateway()
+
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for i := range devices {
+		if i%2 == 0 {
+			wg.Go(func() { f.mqttDevice(ctx, i) })
+		} else {
+			wg.Go(func() { f.coapDevice(ctx, i) })
+		}
+	}
+	for kill := range kills {
+		time.Sleep(300*time.Millisecond + rand.N(900*time.Millisecond))
+		if kill%3 == 1 {
+			cloud.down()
+			time.Sleep(rand.N(300 * time.Millisecond))
+		}
+		s.gateway.kill()
+		s.startGateway()
+		if kill%3 == 1 {
+			cloud.up()
+		}
+	}
+	time.Sleep(2 * time.Second)
+	cancel()
+	wg.Wait()
+
+	total := int64(0)
+	for i := range devices {
+		total += f.yes[i].Load()
+	}
+	eventually(t, "everything answered yes to arrive", func() bool {
+		cloud.mu.Lock()
+		defer cloud.mu.Unlock()
+		for i, name := range names {
+			if missing(cloud.arrived[name], int(f.yes[i].Load())) > 0 {
+				return false
+			}
+		}
+		return true
+	})
+	s.gateway.stop()
+	cloud.mu.Lock()
+	defer cloud.mu.Unlock()
+	silent, repeats, resent := 0, 0, 0
+	for i, name := range names {
+		if f.yes[i].Load() == 0 {
+			silent++
+		}
+		if err := inOrder(cloud.arrived[name]); err != nil {
+			t.Errorf("device %s: %v", name, err)
+		}
+		repeats += len(cloud.arrived[name]) - int(f.yes[i].Load())
+		resent += int(f.sent[i].Load() - f.yes[i].Load())
+	}
+	if silent > 0 {
+		t.Errorf("%d of %d devices were never answered yes", silent, devices)
+	}
+	claim(t, "kill -9: %d kills, %d devices, %d messages answered yes, 0 lost, order kept; %d arrived twice or unanswered, devices repeated %d",
+		kills, devices, total, repeats, resent)
+}
+
+// missing counts the numbers up to yes that have not arrived.
+func missing(arrived []arrival, yes int) int {
+	seen := make([]bool, yes+1)
+	n := yes
+	for _, a := range arrived {
+		if a.n >= 1 && a.n <= yes && !seen[a.n] {
+			seen[a.n] = true
+			n--
+		}
+	}
+	return n
+}
+
+// inOrder checks that numbers arrive for the first time in ascending order, and that within one session of the cloud a number
+// never follows a higher one.
+func inOrder(arrived []arrival) error {
+	highest, inSession, session := 0, 0, int64(0)
+	for _, a := range arrived {
+		if a.session != session {
+			inSession, session = 0, a.session
+		}
+		if a.n > highest+1 {
+			return fmt.Errorf("%d arrived after %d", a.n, highest)
+		}
+		if a.n < inSession {
+			return errors.New(fmt.Sprint("in one session ", a.n, " arrived after ", inSession))
+		}
+		highest, inSession = max(highest, a.n), a.n
+	}
+	return nil
+}

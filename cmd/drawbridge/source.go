@@ -1,0 +1,319 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/bridge"
+	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
+	"github.com/drawbridge/drawbridge/northbound"
+	"github.com/drawbridge/drawbridge/southbound"
+	"github.com/drawbridge/drawbridge/status"
+)
+
+// source is the gateway as the status page, the socket and the metrics see it.
+type source struct {
+	*gateway
+	tasks context.Context // that of the gateway's tasks: what a reload starts lives as long
+
+	mu     sync.Mutex
+	looked time.Time    // guarded by mu; when the figures below were taken
+	keys   []status.Key // guarded by mu
+	bytes  int64        // guarded by mu
+}
+
+// slowFigures is how often what is costly to look up is looked up again.
+const slowFigures = 30 * time.Second
+
+var _ interface {
+	status.Source
+	status.DeviceLister
+	status.Reloader
+	status.RouteTester
+	status.DeadLetters
+	status.Disconnecter
+	status.Pauser
+} = (*source)(nil)
+
+func (s *source) current() (*plan, time.Time) {
+	s.gateway.mu.Lock()
+	defer s.gateway.mu.Unlock()
+	return s.plan, s.reloaded
+}
+
+// Snapshot implements status.Source.
+func (s *source) Snapshot() status.Snapshot {
+	p, reloaded := s.current()
+	b := s.bridge.Snapshot()
+	snap := status.Snapshot{
+		Time:     s.now(),
+		Gateway:  status.Gateway{ID: p.cfg.Gateway.ID, Version: version, Config: p.cfg.Path, Started: s.started, Reloaded: reloaded, RSSBytes: residentBytes()},
+		Problems: s.tracker.Problems(),
+		Spool:    b.Spool,
+		Ledger:   b.Ledger,
+		Chips:    s.gateway.keys.Queues(),
+	}
+	for _, n := range b.Mailboxes {
+		snap.Devices.Queued += n
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.listeners)) {
+		l := p.listeners[name].status()
+		snap.Devices.Connected += l.Devices
+		snap.Listeners = append(snap.Listeners, l)
+	}
+	for _, r := range p.table.Routes() {
+		snap.Routes = append(snap.Routes, status.Route{Name: r.Name, Direction: status.Direction(r.Direction), Resource: r.Resource,
+			Topic: r.Topic, Peers: r.Connectors, Transform: r.Transform})
+	}
+	for _, c := range b.Connectors {
+		snap.Connectors = append(snap.Connectors, connectorStatus(p, c))
+	}
+	snap.Keys, snap.Gateway.StateBytes = s.slow(string(p.cfg.Gateway.State))
+	return snap
+}
+
+func (l *listener) status() status.Listener {
+	l.mu.Lock()
+	address, failure := l.address, l.failure
+	l.mu.Unlock()
+	out := status.Listener{Name: l.component.Name, Type: l.component.Type, Address: address, Bound: address != ""}
+	if address == "" {
+		out.Address = field[string](l.component.Own, "listen")
+	}
+	if failure != nil {
+		out.Error = failure.Error()
+	}
+	out.Security = field[[]string](l.component.Own, "security")
+	if c, ok := l.Listener.(southbound.Counters); ok {
+		out.Counters = c.Counters()
+	}
+	if inv, ok := l.Listener.(southbound.Inventory); ok {
+		inv.Devices(func(d southbound.DeviceInfo) bool {
+			if d.Connected {
+				out.Devices++
+			}
+			return true
+		})
+	}
+	return out
+}
+
+// field gives the value of a key of a component's own struct, zero where it has no such key of that type.
+func field[T any](own any, key string) (value T) {
+	v := reflect.Indirect(reflect.ValueOf(own))
+	for i := range v.NumField() {
+		if tag, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("toml"), ","); tag == key {
+			value, _ = v.Field(i).Interface().(T)
+			return value
+		}
+	}
+	return value
+}
+
+func connectorStatus(p *plan, c bridge.ConnectorStatus) status.Connector {
+	out := status.Connector{Name: c.Name, State: connectorStates[c.State], Since: c.Since, NextTry: c.Next, LastError: c.LastError}
+	built := p.connectors[c.Name]
+	if built == nil {
+		out.LastError = "not in the configuration any more; what waits for it expires with spool.max_age"
+		return out
+	}
+	out.Type = built.component.Type
+	for _, key := range []string{"url", "endpoint"} {
+		if a := field[string](built.component.Own, key); a != "" {
+			out.Address = a
+		}
+	}
+	if l, ok := built.Connector.(northbound.Limited); ok {
+		out.Limits = l.Limits()
+	}
+	if f, ok := built.Connector.(northbound.Counters); ok {
+		out.Counters = f.Counters()
+	}
+	return out
+}
+
+var connectorStates = map[string]status.ConnectorState{
+	bridge.StateConnected: status.ConnectorUp,
+	bridge.StateDialing:   status.ConnectorConnecting,
+	bridge.StateStopped:   status.ConnectorBackingOff,
+	bridge.StateWaiting:   status.ConnectorBackingOff,
+	bridge.StatePaused:    status.ConnectorPaused,
+}
+
+// slow gives what takes an operation in a chip or a walk over the disk, looked up now and then.
+func (s *source) slow(state string) ([]status.Key, int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); now.Sub(s.looked) > slowFigures {
+		s.looked = now
+		s.keys, s.bytes = nil, directoryBytes(state)
+		ctx, cancel := context.WithTimeout(s.tasks, 5*time.Second)
+		defer cancel()
+		for _, k := range s.gateway.keys.List(ctx) {
+			s.keys = append(s.keys, keyStatus(k))
+		}
+	}
+	return s.keys, s.bytes
+}
+
+func keyStatus(k keyring.Status) status.Key {
+	out := status.Key{Name: k.Name, Info: k.Info, Error: k.Err}
+	if out.Error == "" {
+		out.Error = k.CertErr
+	}
+	if c := k.Certificate; c != nil {
+		out.Subject, out.Issuer, out.Ends = c.Subject, c.Issuer, c.NotAfter
+	}
+	return out
+}
+
+// Devices implements status.DeviceLister.
+func (s *source) Devices(yield func(southbound.DeviceInfo) bool) {
+	p, _ := s.current()
+	for _, l := range p.listeners {
+		inv, ok := l.Listener.(southbound.Inventory)
+		if !ok {
+			continue
+		}
+		more := true
+		inv.Devices(func(d southbound.DeviceInfo) bool {
+			more = yield(d)
+			return more
+		})
+		if !more {
+			return
+		}
+	}
+}
+
+// Disconnect implements status.Disconnecter.
+func (s *source) Disconnect(device string) (n int) {
+	p, _ := s.current()
+	for _, l := range p.listeners {
+		if inv, ok := l.Listener.(southbound.Inventory); ok {
+			n += inv.Disconnect(device)
+		}
+	}
+	return n
+}
+
+// Reload implements status.Reloader.
+func (s *source) Reload(context.Context) (status.Reloaded, error) { return s.reload(s.tasks) }
+
+// TestRoute implements status.RouteTester.
+func (s *source) TestRoute(_ context.Context, t status.RouteTest) (status.RouteResult, error) {
+	p, _ := s.current()
+	trial := p.table.Test(s.realm, t.Device, nil, t.Resource, t.Type, t.Payload, s.now())
+	out := status.RouteResult{Taken: trial.Refusal == "", Refused: trial.Refusal, Route: trial.Route, Type: trial.Type, Payload: trial.Payload}
+	if rule := s.realm.Explain(&auth.Identity{Device: t.Device, Groups: trial.Groups}, auth.Report, "", t.Resource); rule != nil {
+		out.Rule = filepath.Base(p.cfg.Path) + ":" + strconv.Itoa(rule.Pos.Line)
+	}
+	for _, step := range trial.Steps {
+		out.Transform = strings.TrimPrefix(out.Transform+" | "+step.Step, " | ")
+	}
+	for _, connector := range trial.To {
+		out.To = append(out.To, status.RouteLeads{Connector: connector, Topic: trial.Topic})
+	}
+	return out, nil
+}
+
+// DeadLetters implements status.DeadLetters.
+func (s *source) DeadLetters(_ context.Context, connector string, limit int) (list []status.DeadLetter, err error) {
+	for _, name := range s.lettersOf(connector) {
+		letters, err := s.bridge.DeadLetters(name, "", limit-len(list))
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range letters {
+			list = append(list, status.DeadLetter{ID: l.ID, Connector: l.Connector, Route: l.Route, Device: l.Device, Topic: l.Topic,
+				Reason: l.Reason, Accepted: l.Time, Died: l.Since})
+		}
+	}
+	return list, nil
+}
+
+// Replay implements status.DeadLetters.
+func (s *source) Replay(ctx context.Context, connector string, ids []string) (n int, err error) {
+	for _, name := range s.lettersOf(connector) {
+		m, err := s.bridge.Replay(ctx, name, ids...)
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// Drop implements status.DeadLetters.
+func (s *source) Drop(_ context.Context, connector string, ids []string) (n int, err error) {
+	for _, name := range s.lettersOf(connector) {
+		m, err := s.bridge.Drop(name, ids...)
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// lettersOf names the connectors that are meant: one, or all that have letters.
+func (s *source) lettersOf(connector string) (names []string) {
+	if connector != "" {
+		return []string{connector}
+	}
+	for _, c := range s.bridge.Snapshot().Connectors {
+		if c.DeadLetters > 0 {
+			names = append(names, c.Name)
+		}
+	}
+	return names
+}
+
+// Pause implements status.Pauser.
+func (s *source) Pause(connector string) error { return s.onConnector(connector, s.bridge.Pause) }
+
+// Resume implements status.Pauser.
+func (s *source) Resume(connector string) error { return s.onConnector(connector, s.bridge.Resume) }
+
+func (s *source) onConnector(name string, do func(string)) error {
+	if p, _ := s.current(); p.connectors[name] == nil {
+		return fmt.Errorf("there is no connector %q", name)
+	}
+	do(name)
+	return nil
+}
+
+func residentBytes() int64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(b))
+	if len(f) < 2 {
+		return 0
+	}
+	pages, _ := strconv.ParseInt(f[1], 10, 64)
+	return pages * int64(os.Getpagesize())
+}
+
+func directoryBytes(dir string) (n int64) {
+	filepath.WalkDir(dir, func(_ string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			if info, err := d.Info(); err == nil {
+				n += info.Size()
+			}
+		}
+		return nil // what vanishes meanwhile does not count
+	})
+	return n
+}

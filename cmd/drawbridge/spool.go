@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/drawbridge/drawbridge/status"
+)
+
+func (a *app) spoolVerb() *cobra.Command {
+	ask := func(f func(context.Context, *status.Client, string, []string) error) func(*cobra.Command, []string) error {
+		return func(c *cobra.Command, args []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			connector, ids := "", []string(nil)
+			if len(args) > 0 {
+				connector, ids = args[0], args[1:]
+			}
+			return f(c.Context(), client, connector, ids)
+		}
+	}
+	c := &cobra.Command{
+		Use:   "spool [CONNECTOR]",
+		Short: "Show what waits for the clouds; list, replay or drop dead letters",
+		Args:  cobra.MaximumNArgs(1),
+		RunE:  ask(a.spoolShow),
+	}
+	c.AddCommand(&cobra.Command{
+		Use:   "list [CONNECTOR]",
+		Short: "List the dead letters: what a cloud refused for good, and why",
+		Args:  cobra.MaximumNArgs(1),
+		RunE:  ask(a.spoolList),
+	}, &cobra.Command{
+		Use:   "replay CONNECTOR [ID...]",
+		Short: "Queue dead letters again: those named, or all of the connector",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: ask(func(ctx context.Context, client *status.Client, connector string, ids []string) error {
+			n, err := client.Replay(ctx, connector, ids)
+			return a.done(err, "%s queued again\n", plural(n, "dead letter"))
+		}),
+	}, &cobra.Command{
+		Use:   "drop CONNECTOR ID...",
+		Short: "Delete dead letters for ever: those named, or \"all\"",
+		Args:  cobra.MinimumNArgs(2),
+		RunE: ask(func(ctx context.Context, client *status.Client, connector string, ids []string) error {
+			if len(ids) == 1 && ids[0] == "all" {
+				ids = nil
+			}
+			n, err := client.Drop(ctx, connector, ids)
+			return a.done(err, "%s dropped\n", plural(n, "dead letter"))
+		}),
+	})
+	return c
+}
+
+func (a *app) done(err error, format string, args ...any) error {
+	if err == nil {
+		_, err = fmt.Fprintf(a.out, format, args...)
+	}
+	return err
+}
+
+func (a *app) spoolShow(ctx context.Context, client *status.Client, connector string, _ []string) error {
+	s, err := client.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	full := ""
+	if s.Spool.Full {
+		full = ", full"
+	}
+	fmt.Fprintf(a.out, "%.1f of %.1f MB on disk%s; %s", float64(s.Spool.Bytes)/1e6, float64(s.Spool.MaxBytes)/1e6, full, plural(int(s.Spool.Records), "message"))
+	if !s.Spool.Oldest.IsZero() {
+		fmt.Fprintf(a.out, ", the oldest %s old", s.Time.Sub(s.Spool.Oldest).Round(time.Second))
+	}
+	fmt.Fprintln(a.out)
+	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "connector\troute\taccepted\tdelivered\tpending\texpired\tdead\t")
+	found := connector == ""
+	for _, t := range s.Ledger {
+		if connector != "" && t.Connector != connector {
+			continue
+		}
+		found = true
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t\n", t.Connector, t.Route, t.Accepted, t.Delivered, t.Pending, t.Expired, t.Dead)
+	}
+	for _, c := range s.Connectors {
+		found = found || c.Name == connector
+	}
+	if !found {
+		return usage("spool: there is no connector %q", connector)
+	}
+	return w.Flush()
+}
+
+func (a *app) spoolList(ctx context.Context, client *status.Client, connector string, _ []string) error {
+	letters, err := client.DeadLetters(ctx, connector, 1000)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tCONNECTOR\tDEVICE\tTOPIC\tACCEPTED\tREASON")
+	for _, l := range letters {
+		fmt.Fprintln(w, strings.Join([]string{l.ID, l.Connector, l.Device, l.Topic, l.Accepted.Format(time.DateTime), l.Reason}, "\t"))
+	}
+	return w.Flush()
+}

@@ -1,0 +1,33 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// verbs are the commands of the contract, in the order in which help lists them.
+func (a *app) verbs() []*cobra.Command {
+	return []*cobra.Command{
+		a.runVerb(),
+		a.checkVerb(),
+		a.statusVerb(),
+		a.reloadVerb(),
+		a.routesVerb(),
+		a.keysVerb(),
+		a.spoolVerb(),
+		a.demoVerb(),
+		a.versionVerb(),
+	}
+}
+
+func (a *app) versionVerb() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintln(a.out, "drawbridge", version)
+			return err
+		},
+	}
+}
