@@ -87,7 +87,9 @@ func (s *Server) actions(mux *http.ServeMux) {
 
 // The bodies of requests and answers.
 type (
-	named  struct{ Name string }
+	named struct {
+		Name string `json:"name"`
+	}
 	chosen struct {
 		Connector string   `json:"connector"`
 		IDs       []string `json:"ids"`

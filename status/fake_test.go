@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,12 +26,19 @@ type gateway struct {
 	letters []DeadLetter // guarded by mu
 	did     []string     // guarded by mu
 	reload  error
+	tick    func(*Snapshot) // guarded by mu; moves the snapshot on before it is given; may be nil
 }
 
 func (g *gateway) Snapshot() Snapshot {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.snap
+	if g.tick != nil {
+		g.tick(&g.snap)
+	}
+	s := g.snap
+	s.Ledger, s.Connectors, s.Listeners = slices.Clone(s.Ledger), slices.Clone(s.Connectors), slices.Clone(s.Listeners)
+	s.Spool.PendingBytes = maps.Clone(s.Spool.PendingBytes)
+	return s
 }
 
 func (g *gateway) change(f func(*Snapshot)) {
@@ -187,10 +196,10 @@ func unwell() *gateway {
 	g := well()
 	g.change(func(s *Snapshot) {
 		s.Problems = []health.Problem{
-			{Code: "cloud-unreachable", Title: "a cloud cannot be reached", Severity: health.Degraded, Subject: "connector plant", Since: noon.Add(-4 * time.Minute),
-				Detail: "dial tcp 10.7.0.4:8883: connect: connection refused", Hint: "is the broker running, and is the port right? `drawbridge doctor plant` tries each step"},
-			{Code: "software-key", Title: "a key is kept in a file", Severity: health.Notice, Subject: "key dev", Since: noon.Add(-76 * time.Hour),
-				Hint: "make a key in the chip: `drawbridge keys new`"},
+			{Code: "cloud-unreachable", Title: "the cloud cannot be reached", Severity: health.Degraded, Subject: "connector plant", Since: noon.Add(-4 * time.Minute),
+				Detail: "dial tcp 10.7.0.4:8883: connect: connection refused", Hint: "messages are kept on disk until it is back; `drawbridge doctor` shows which step fails"},
+			{Code: "key-in-software", Title: "a key lives in a file, not in a chip", Severity: health.Notice, Subject: "key dev", Since: noon.Add(-76 * time.Hour),
+				Hint: "good for first runs; name a pkcs11: or tpm: URI for real ones"},
 		}
 		s.Listeners[1].Bound, s.Listeners[1].Error = false, "listen tcp :8883: bind: address already in use"
 		s.Connectors[1].State, s.Connectors[1].Since = ConnectorBackingOff, noon.Add(-4*time.Minute)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,18 +22,23 @@ import (
 
 // Options say what a Server serves and where.
 type Options struct {
-	Source Source
-	Log    *slog.Logger
-	Now    func() time.Time
-	Listen string              // address of the page; "" turns it off
-	Socket string              // path of the local socket; "" turns it off
-	Bound  func(page net.Addr) // called once the addresses are bound; may be nil
+	Source  Source
+	Log     *slog.Logger
+	Now     func() time.Time
+	Listen  string              // address of the page; "" turns it off
+	Socket  string              // path of the local socket; "" turns it off
+	State   string              // existing directory where the plots' past is kept; "" keeps it in memory
+	Records *Recorder           // what the page shows of the log; nil: nothing
+	Bound   func(page net.Addr) // called once the addresses are bound; may be nil
 }
 
 // Server serves the page's address and the local socket.
 type Server struct {
 	o       Options
 	metrics http.Handler
+	history *history
+	live    *live
+	readers atomic.Int32 // pages with live values
 }
 
 // New makes a Server. It binds nothing.
@@ -42,7 +48,11 @@ func New(o Options) (*Server, error) {
 			return nil, err
 		}
 	}
-	s := &Server{o: o}
+	past, err := openHistory(o.State)
+	if err != nil {
+		o.Log.Warn("the plots start empty", "error", err)
+	}
+	s := &Server{o: o, history: past, live: newLive()}
 	registry := prometheus.NewPedanticRegistry()
 	if err := registry.Register(collector{s.snapshot}); err != nil {
 		return nil, fmt.Errorf("status: metrics: %w", err)
@@ -123,6 +133,7 @@ func (s *Server) Serve(ctx context.Context) error {
 			}
 		})
 	}
+	group.Go(func() { s.watch(running) })
 	if page != nil {
 		serve(page, &http.Server{Handler: s.PageHandler()})
 	}
@@ -173,6 +184,7 @@ func (s *Server) routes(mux *http.ServeMux) {
 func (s *Server) PageHandler() http.Handler {
 	mux := http.NewServeMux()
 	s.routes(mux)
+	s.pages(mux)
 	return secure(localHost(http.NewCrossOriginProtection().Handler(asLocal(mux))))
 }
 

@@ -135,7 +135,7 @@ func TestReadyNamesTheListenersThatAreNotBound(t *testing.T) {
 func TestHealthTellsWhatIsWrong(t *testing.T) {
 	page, _ := start(t, unwell())
 	code, body := get(t, page+"/healthz")
-	want := "degraded\ndegraded cloud-unreachable \"connector plant\": a cloud cannot be reached\nnotice software-key \"key dev\": a key is kept in a file\n"
+	want := "degraded\ndegraded cloud-unreachable \"connector plant\": the cloud cannot be reached\nnotice key-in-software \"key dev\": a key lives in a file, not in a chip\n"
 	if code != http.StatusServiceUnavailable || body != want {
 		t.Errorf("%d %q", code, body)
 	}

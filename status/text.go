@@ -16,7 +16,7 @@ func (s *Snapshot) WriteText(w io.Writer) error {
 	b := &strings.Builder{}
 	g := s.Gateway
 	fmt.Fprintf(b, "%s · drawbridge %s · up %s · %s of memory · %s on disk\n\n%s\n",
-		g.ID, g.Version, since(g.Started, s.Time), size(g.RSSBytes), size(g.StateBytes), s.Verdict.Sentence)
+		g.ID, g.Version, english.since(g.Started, s.Time), size(g.RSSBytes), size(g.StateBytes), s.Verdict.Sentence)
 	for _, p := range s.Problems {
 		writeProblem(b, p, s.Time)
 	}
@@ -30,7 +30,7 @@ func (s *Snapshot) WriteText(w io.Writer) error {
 	})
 	table(b, "connector\ttype\tstate\tfor\twaiting\tin flight\tlast error", len(s.Connectors), func(t io.Writer, i int) {
 		c := s.Connectors[i]
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", c.Name, c.Type, c.State, since(c.Since, s.Time), s.Pending(c.Name), c.InFlight, c.lastError(s.Time))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", c.Name, c.Type, c.State, english.since(c.Since, s.Time), s.Pending(c.Name), c.InFlight, c.lastError(s.Time))
 	})
 	table(b, "route\tconnector\taccepted\tdelivered\tpending\texpired\tdead", len(s.Ledger), func(t io.Writer, i int) {
 		l := s.Ledger[i]
@@ -54,7 +54,7 @@ func writeProblem(w io.Writer, p health.Problem, now time.Time) {
 	if p.Subject != "" {
 		fmt.Fprintf(w, " (%s)", p.Subject)
 	}
-	fmt.Fprintf(w, ", for %s\n", since(p.Since, now))
+	fmt.Fprintf(w, ", for %s\n", english.since(p.Since, now))
 	if p.Detail != "" {
 		fmt.Fprintf(w, "  %s\n", p.Detail)
 	}
@@ -85,7 +85,7 @@ func (s *Snapshot) writeSpool(w io.Writer) {
 	q := s.Spool
 	fmt.Fprintf(w, "\nspool: %d messages wait, %s of %s", q.Records, size(q.Bytes), size(q.MaxBytes))
 	if !q.Oldest.IsZero() {
-		fmt.Fprintf(w, ", the oldest for %s", since(q.Oldest, s.Time))
+		fmt.Fprintf(w, ", the oldest for %s", english.since(q.Oldest, s.Time))
 	}
 	if q.Full {
 		fmt.Fprint(w, ", full")
@@ -103,7 +103,7 @@ func (c *Connector) lastError(now time.Time) string {
 	if c.LastError == "" {
 		return "none"
 	}
-	return fmt.Sprintf("%s ago: %s", since(c.LastFault, now), c.LastError)
+	return fmt.Sprintf("%s ago: %s", english.since(c.LastFault, now), c.LastError)
 }
 
 func (k *Key) ends(now time.Time) string {

@@ -1,7 +1,6 @@
 package status
 
 import (
-	"fmt"
 	"strconv"
 	"time"
 )
@@ -42,40 +41,34 @@ func trim(f float64) string {
 	return strconv.FormatFloat(f, 'f', 0, 64)
 }
 
-// span writes a length of time in its two largest units: "3 d 4 h", "12 s", "40 ms".
-func span(d time.Duration) string {
-	switch {
-	case d < 0:
-		return "-" + span(-d)
-	case d < time.Millisecond:
-		return strconv.FormatInt(d.Microseconds(), 10) + " µs"
-	case d < time.Second:
-		return strconv.FormatInt(d.Milliseconds(), 10) + " ms"
+// units of time from the largest, with the key of their names.
+var units = []struct {
+	key string
+	of  time.Duration
+}{{"unit.d", 24 * time.Hour}, {"unit.h", time.Hour}, {"unit.min", time.Minute}, {"unit.s", time.Second}, {"unit.ms", time.Millisecond}, {"unit.us", time.Microsecond}}
+
+// span writes a length of time in its largest unit, days and hours with the next smaller one: "3 d 4 h", "12 s", "40 ms".
+func (l *language) span(d time.Duration) string {
+	if d < 0 {
+		return "−" + l.span(-d)
 	}
-	type unit struct {
-		name string
-		of   time.Duration
-	}
-	units := []unit{{"d", 24 * time.Hour}, {"h", time.Hour}, {"min", time.Minute}, {"s", time.Second}}
 	for i, u := range units {
 		if d < u.of {
 			continue
 		}
-		s := fmt.Sprintf("%d %s", d/u.of, u.name)
-		if i+1 < len(units) && i < 2 {
-			if rest := d % u.of / units[i+1].of; rest > 0 {
-				s += fmt.Sprintf(" %d %s", rest, units[i+1].name)
-			}
+		s := strconv.FormatInt(int64(d/u.of), 10) + l.text(u.key)
+		if rest := d % u.of; i < 2 && rest >= units[i+1].of {
+			s += " " + strconv.FormatInt(int64(rest/units[i+1].of), 10) + l.text(units[i+1].key)
 		}
 		return s
 	}
-	return "0 s"
+	return "0" + l.text("unit.s")
 }
 
 // since writes how long ago t is; "never" where t is zero.
-func since(t, now time.Time) string {
+func (l *language) since(t, now time.Time) string {
 	if t.IsZero() {
-		return "never"
+		return l.text("never")
 	}
-	return span(max(0, now.Sub(t)))
+	return l.span(max(0, now.Sub(t)))
 }
