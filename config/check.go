@@ -116,7 +116,7 @@ func (k *checker) gateway() {
 func badName(s string) string {
 	switch {
 	case s == "." || s == ".." || strings.HasPrefix(s, "$"):
-		return "is not a name"
+		return "is not a name that can be given"
 	case len(s) > 128:
 		return "is longer than 128 octets"
 	case !utf8.ValidString(s):
@@ -202,7 +202,7 @@ func (k *checker) devices() {
 	for _, name := range byLine {
 		d := c.Devices[name]
 		if !ValidDevice(name) {
-			k.at(d, "", "device %q: the name %s", name, badName(name))
+			k.at(d, "", "device %q %s", name, badName(name))
 		}
 		if d.PSK != "" {
 			switch other, taken := identities[d.PSKIdentity]; {

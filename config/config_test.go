@@ -96,6 +96,16 @@ var kinds = config.Kinds{
 func site(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
+	write(t, dir, "devices-ca.pem", renewedCA(t), 0o644)
+	write(t, dir, "th-17.psk", "sealed", 0o644)
+	write(t, dir, "press-3.password", "open sesame\n", 0o600)
+	write(t, dir, "pin", "1234\n", 0o600)
+	return dir
+}
+
+// renewedCA makes a CA certificate, another at each call.
+func renewedCA(t *testing.T) string {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -105,11 +115,16 @@ func site(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, dir, "devices-ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), 0o644)
-	write(t, dir, "th-17.psk", "sealed", 0o644)
-	write(t, dir, "press-3.password", "open sesame\n", 0o600)
-	write(t, dir, "pin", "1234\n", 0o600)
-	return dir
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+func readFile(t testing.TB, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }
 
 func write(t *testing.T, dir, name, content string, mode os.FileMode) {

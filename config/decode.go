@@ -90,6 +90,8 @@ func (d *decoder) unknown(n *node, key string, child *node, known []string, wher
 	if s := similar(key, known); s != "" {
 		hint = fmt.Sprintf("did you mean %q?", s)
 		n.blame(s) // that it is missing is the same mistake
+	} else if where != "" && len(known) <= 12 {
+		hint = "its keys are " + strings.Join(known, ", ")
 	}
 	switch {
 	case where != "":
@@ -327,7 +329,7 @@ func (d *decoder) component(n *node, role, name string) *Component {
 	c.Type = t.text
 	fresh, ok := kinds[c.Type]
 	if !ok {
-		hint := "there is " + quoted(known)
+		hint := "one of " + quoted(known)
 		if s := similar(c.Type, known); s != "" {
 			hint = fmt.Sprintf("did you mean %q?", s)
 		}

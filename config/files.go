@@ -114,7 +114,7 @@ func (k *checker) private(pos Pos, key, path string, absent bool) bool {
 	case !info.Mode().IsRegular():
 		k.add(pos, "", "%s: %q: not a regular file", key, path)
 	case info.Mode().Perm()&0o077 != 0:
-		k.add(pos, "chmod 600 "+shellQuoted(path), "%s: %q can be read by others (mode %04o)", key, path, info.Mode().Perm())
+		k.add(pos, "chmod 600 "+shellQuoted(path), "%s: others can read %q, of mode %04o", key, path, info.Mode().Perm())
 	default:
 		return true
 	}

@@ -159,7 +159,7 @@ func parseURL(value string, schemes ...string) (*url.URL, string) {
 	case u.User != nil:
 		return nil, "no user name or password stands in a URL"
 	case !slices.Contains(schemes, u.Scheme):
-		return nil, fmt.Sprintf("%q does not begin with %s", value, quotedOr(schemes))
+		return nil, fmt.Sprintf("%q does not begin with %s", value, strings.Join(schemes, ":// or ")+"://")
 	case u.Hostname() == "":
 		return nil, fmt.Sprintf("%q has no host", value)
 	}
@@ -169,12 +169,4 @@ func parseURL(value string, schemes ...string) (*url.URL, string) {
 		}
 	}
 	return u, ""
-}
-
-func quotedOr(schemes []string) string {
-	list := make([]string, len(schemes))
-	for i, s := range schemes {
-		list[i] = strconv.Quote(s + "://")
-	}
-	return strings.Join(list, " or ")
 }

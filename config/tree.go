@@ -77,10 +77,13 @@ func (n *node) blame(key string) {
 type source struct {
 	data  []byte
 	lines []int // offset at which each line begins
+
+	offset int // of the last question, and
+	last   Pos // its answer: the next is mostly further on in the same line
 }
 
 func newSource(data []byte) *source {
-	s := &source{data: data, lines: []int{0}}
+	s := &source{data: data, lines: []int{0}, last: Pos{1, 1}}
 	for i, b := range data {
 		if b == '\n' {
 			s.lines = append(s.lines, i+1)
@@ -92,7 +95,12 @@ func newSource(data []byte) *source {
 // pos gives line and column of an offset; columns count characters.
 func (s *source) pos(offset int) Pos {
 	line := sort.SearchInts(s.lines, offset+1) // the first line that begins after offset
-	return Pos{line, utf8.RuneCount(s.data[s.lines[line-1]:offset]) + 1}
+	from, col := s.lines[line-1], 1
+	if line == s.last.Line && offset >= s.offset {
+		from, col = s.offset, s.last.Col
+	}
+	s.offset, s.last = offset, Pos{line, col + utf8.RuneCount(s.data[from:offset])}
+	return s.last
 }
 
 // builder makes the tree from the parser's expressions, by the rules of TOML 1.0 on what may be defined twice.
@@ -132,6 +140,9 @@ func parseTree(data []byte) (root *node, errs []*Error, broken bool) {
 		}
 		msg, hint = plainSyntax(msg)
 		b.errorAt(b.src.pos(offset), hint, "%s", msg)
+		if line := bytes.TrimLeft(text[b.src.lines[b.src.pos(offset).Line-1]:], " \t"); bytes.HasPrefix(line, []byte("[")) {
+			b.here = nil // what follows belongs to a table whose name is not known
+		}
 		b.base = b.resume(offset)
 	}
 	return b.root, b.errs, broken
@@ -149,7 +160,7 @@ func plainSyntax(msg string) (plain, hint string) {
 	return msg, ""
 }
 
-var starts = regexp.MustCompile(`(?m)^[ \t]*(?:\[{1,2}[A-Za-z0-9_."' \t-]+\]{1,2}[ \t]*(?:#.*)?\r?$|[A-Za-z0-9_.-]+[ \t]*=)`)
+var starts = regexp.MustCompile(`(?m)^[ \t]*(?:\[{1,2}[A-Za-z0-9_."' \t-]+\]{1,2}[ \t]*(?:#.*)?\r?$|[A-Za-z_])`)
 
 // resume gives the offset at which parsing goes on after a mistake at offset.
 func (b *builder) resume(offset int) int {

@@ -8,14 +8,14 @@ import (
 
 var errNUL = errors.New("it contains a NUL character")
 
-// quoted lists words as in a sentence: "a", "b" and "c".
+// quoted lists words as in a sentence: "a", "b" or "c".
 func quoted(words []string) string {
 	var b strings.Builder
 	for i, w := range words {
 		switch {
 		case i == 0:
 		case i == len(words)-1:
-			b.WriteString(" and ")
+			b.WriteString(" or ")
 		default:
 			b.WriteString(", ")
 		}
