@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	packets5 "github.com/eclipse/paho.golang/packets"
 	paho5 "github.com/eclipse/paho.golang/paho"
 	paho3 "github.com/eclipse/paho.mqtt.golang"
 
@@ -75,7 +76,7 @@ func dial5(ctx context.Context, addr net.Addr, conf *tls.Config, cp *paho5.Conne
 	if err != nil {
 		return nil, err
 	}
-	c := paho5.NewClient(paho5.ClientConfig{Conn: nc})
+	c := paho5.NewClient(paho5.ClientConfig{Conn: packets5.NewThreadSafeConn(nc)})
 	ack, err := c.Connect(ctx, cp)
 	if err != nil {
 		nc.Close()
@@ -167,7 +168,7 @@ func (d *device3) Close() error {
 // noise sends what is not MQTT, or not quite, before and after log-in.
 func noise(ctx context.Context, t *testing.T, s *southtest.Site, addr net.Addr) {
 	secret := string(s.Secret("th-2"))
-	login := "\x10" + string(rune(10+2+3+2+4+2+len(secret))) + "\x00\x04MQTT\x05\xc2\x00\x3c\x00" + "\x00\x01x" + "\x00\x04th-2" + "\x00" + string(rune(len(secret))) + secret
+	login := "\x10" + string(rune(22+len(secret))) + "\x00\x04MQTT\x05\xc2\x00\x3c\x00" + "\x00\x01x" + "\x00\x04th-2" + "\x00" + string(rune(len(secret))) + secret
 	var wg sync.WaitGroup
 	for _, bytes := range []string{
 		"GET / HTTP/1.1\r\n\r\n", "\x10\xff\xff\xff\xff", "\x10\xff\xff\xff\x7f", "\x00\x00", "\x30\x00", "\xf0\x00", "\x10\x00",
