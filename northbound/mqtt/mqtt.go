@@ -127,11 +127,12 @@ key  = "identity"                  # client certificate; without it none is show
 
 // Connector reaches one broker.
 type Connector struct {
-	env  northbound.Env
-	cfg  Config
-	url  *url.URL
-	sent atomic.Int64
-	read atomic.Int64
+	env      northbound.Env
+	cfg      Config
+	url      *url.URL
+	suspects Suspects
+	sent     atomic.Int64
+	read     atomic.Int64
 }
 
 func open(env northbound.Env, cfg any) (northbound.Connector, error) {
@@ -177,6 +178,9 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 		c.env.Health.Clear(&RetainUnavailable)
 	} else {
 		c.env.Health.Set(&RetainUnavailable, "")
+	}
+	if err := forget(ctx, s, c.env.State, down.Topics()); err != nil {
+		c.env.Log.Warn("subscriptions of an earlier configuration may remain", "error", err)
 	}
 	err = s.Subscribe(ctx, down.Topics()...)
 	_, refused := errors.AsType[*RefusedFilter](err)
@@ -239,7 +243,7 @@ func (c *Connector) options(ctx context.Context) (Options, error) {
 	o := Options{
 		Version: byte(c.cfg.Version), ClientID: c.cfg.ClientID, Username: c.cfg.Username,
 		KeepAlive: time.Duration(c.cfg.KeepAlive), SessionExpiry: time.Duration(c.cfg.SessionExpiry),
-		Window: c.cfg.Window, NoLocal: true, Now: c.env.Now, Sent: &c.sent, Read: &c.read,
+		Window: c.cfg.Window, NoLocal: true, Now: c.env.Now, Suspects: &c.suspects, Sent: &c.sent, Read: &c.read,
 	}
 	if o.ClientID == "" {
 		o.ClientID = c.env.Gateway

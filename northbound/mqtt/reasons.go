@@ -116,11 +116,13 @@ func loginError(version, code byte, props *packets.Properties) error {
 	return err
 }
 
+var errHungUp = errors.New("the broker has closed the connection")
+
 // lost says what the end of a connection means.
 func lost(err error) error {
 	switch {
-	case errors.Is(err, io.EOF):
-		return errors.New("the broker has closed the connection")
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return errHungUp
 	case errors.Is(err, net.ErrClosed):
 		return errors.New("the connection was closed")
 	}

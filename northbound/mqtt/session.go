@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
@@ -38,13 +37,14 @@ type Session struct {
 	codec  codec
 	inbox  inbox
 
-	work   context.Context // ends first: what deliveries see
-	stop   context.CancelFunc
-	ctx    context.Context // ends when reader and writer have
-	cancel context.CancelCauseFunc
-	gone   chan struct{} // closed when every goroutine of the session has ended
-	kick   chan struct{} // wakes the writer
-	auths  chan *packets.Auth
+	work    context.Context // ends first: what deliveries see
+	stop    context.CancelFunc
+	careful bool            // one publication at a time, see Suspects
+	ctx     context.Context // ends when reader and writer have
+	cancel  context.CancelCauseFunc
+	gone    chan struct{} // closed when every goroutine of the session has ended
+	kick    chan struct{} // wakes the writer
+	auths   chan *packets.Auth
 
 	mu       sync.Mutex
 	room     *sync.Cond // with mu: window, output buffer or the end has changed
@@ -52,6 +52,10 @@ type Session struct {
 	unwired  []confirm // QoS 0: done once they are written
 	slots    []slot    // by packet id; 0 is not used
 	free     []uint16  // packet ids, the longest unused first
+	posted   int64     // publications that were put in line
+	waiting  bool      // no ping has been answered yet
+	swept    bool      // QoS 2: the broker holds nothing of an earlier session under our packet ids
+	fruitful bool      // something was confirmed
 	acked    time.Time // when the platform last confirmed something, or the first of what is in flight was sent
 	sent     time.Time // last write
 	heard    time.Time // last packet read
@@ -71,9 +75,11 @@ type confirm struct {
 	i    int
 }
 
-// slot is what a packet id is used for; all nil: nothing.
+// slot is what a packet id is used for; done and answer nil: nothing.
 type slot struct {
 	confirm
+	id       msg.ID
+	at       int64               // place in the order of sending
 	answer   chan packets.Packet // of SUBSCRIBE and UNSUBSCRIBE
 	released bool                // QoS 2: PUBREL is out
 }
@@ -90,7 +96,7 @@ func (s *Session) Send(ctx context.Context, batch []msg.Publication, done func(i
 	for i := range batch {
 		p, err := s.outgoing(&batch[i])
 		if err == nil {
-			err = s.post(ctx, p, slot{confirm: confirm{done, i}})
+			err = s.post(ctx, p, slot{confirm: confirm{done, i}, id: batch[i].ID})
 		}
 		switch {
 		case err == nil:
@@ -112,7 +118,7 @@ func (s *Session) wake() {
 // post puts p in line once there is room for it. An error that is not permanent says that the session or ctx has ended.
 func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) error {
 	s.mu.Lock()
-	for s.end == nil && !s.closing && ctx.Err() == nil && (s.out.Len() >= outMax || p.QoS > 0 && len(s.free) == 0) {
+	for s.end == nil && !s.closing && ctx.Err() == nil && !s.roomFor(p) {
 		s.room.Wait()
 	}
 	switch {
@@ -127,6 +133,11 @@ func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) error {
 	defer s.mu.Unlock()
 	if p.QoS > 0 {
 		p.PacketID = s.free[0]
+	}
+	if p.QoS == 2 {
+		if err := s.sweep(); err != nil {
+			return msg.Permanent(err)
+		}
 	}
 	before := s.out.Len()
 	if err := s.codec.encode(&s.out, p); err != nil {
@@ -144,9 +155,34 @@ func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) error {
 			s.acked = time.Now()
 		}
 		s.free = s.free[1:]
+		s.posted++
+		to.at = s.posted
 		s.slots[p.PacketID] = to
 	}
 	s.flush()
+	return nil
+}
+
+// roomFor tells whether p may be put in line now; mu is held.
+func (s *Session) roomFor(p *packets.Publish) bool {
+	if s.careful && s.waiting {
+		return false
+	}
+	return s.out.Len() < outMax && (p.QoS == 0 || len(s.free) > 0)
+}
+
+// sweep releases what an earlier session may have left at the broker under our packet ids: a QoS 2 publication under such an id would
+// count as a repetition, and be lost (MQTT 5 section 4.3.3). The answers find no publication to confirm. mu is held.
+func (s *Session) sweep() error {
+	if s.swept || !s.server.SessionPresent {
+		return nil
+	}
+	s.swept = true
+	for id := 1; id <= s.opts.Window; id++ {
+		if err := s.codec.encode(&s.out, &packets.Pubrel{PacketID: uint16(id)}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -190,11 +226,16 @@ func (s *Session) start() {
 	var wires, all sync.WaitGroup
 	now := time.Now()
 	s.acked, s.sent, s.heard = now, now, now
+	if s.waiting = s.careful; s.waiting {
+		s.pinged = now
+		s.write(&packets.Pingreq{})
+	}
 	wires.Go(func() { s.failNow(s.read()) })
 	wires.Go(func() { s.failNow(s.pour()) })
 	wires.Go(func() { s.keep() })
 	all.Go(func() {
 		wires.Wait()
+		s.testify()
 		s.cancel(s.end)
 	})
 	go func() {
@@ -202,6 +243,22 @@ func (s *Session) start() {
 		s.inbox.wait()
 		close(s.gone)
 	}()
+}
+
+// testify tells the suspects how the session has ended.
+func (s *Session) testify() {
+	if s.fruitful || !byPublication(s.end) || time.Since(s.acked) > early {
+		return
+	}
+	var first *slot
+	for i := range s.slots {
+		if sl := &s.slots[i]; sl.done != nil && (first == nil || sl.at < first.at) {
+			first = sl
+		}
+	}
+	if first != nil && first.id != (msg.ID{}) {
+		s.opts.Suspects.broken(first.id, s.careful)
+	}
 }
 
 // Close stops taking publications, waits a little for confirmations, says DISCONNECT and ends the session.
@@ -236,209 +293,6 @@ func (s *Session) await(d time.Duration, what func() bool) {
 		s.room.Wait()
 	}
 	s.mu.Unlock()
-}
-
-// pour writes what waits in out, all of it at once.
-func (s *Session) pour() error {
-	var buf bytes.Buffer
-	var unwired []confirm
-	for {
-		select {
-		case <-s.kick:
-		case <-s.work.Done():
-			return nil
-		}
-		for {
-			s.mu.Lock()
-			if s.out.Len() == 0 || s.end != nil {
-				s.mu.Unlock()
-				break
-			}
-			s.out, buf = buf, s.out
-			s.unwired, unwired = unwired[:0], s.unwired
-			s.busy = true
-			s.mu.Unlock()
-
-			s.conn.SetWriteDeadline(time.Now().Add(max(leastWrite, s.server.KeepAlive)))
-			n, err := s.conn.Write(buf.Bytes())
-			s.opts.Sent.Add(int64(n))
-			if err != nil {
-				return fmt.Errorf("write: %w", err)
-			}
-			for _, c := range unwired {
-				c.done(c.i, nil)
-			}
-			if buf.Cap() > 2*outMax {
-				buf = bytes.Buffer{}
-			}
-			buf.Reset()
-			clear(unwired)
-			s.mu.Lock()
-			s.busy = false
-			s.sent = time.Now()
-			s.room.Broadcast()
-			s.mu.Unlock()
-		}
-	}
-}
-
-// keep sees that the connection lives: it pings when nothing was sent or heard for half the keep alive, and ends the session
-// when nobody answers, or when publications stay unconfirmed. At the end it closes the connection.
-func (s *Session) keep() {
-	defer s.conn.Close()
-	alive := s.server.KeepAlive
-	tick := time.NewTicker(max(alive/8, time.Millisecond))
-	defer tick.Stop()
-	for {
-		var now time.Time
-		select {
-		case now = <-tick.C:
-		case <-s.work.Done():
-			return
-		}
-		s.mu.Lock()
-		idle := max(now.Sub(s.sent), now.Sub(s.heard))
-		switch {
-		case len(s.free) < len(s.slots)-1 && now.Sub(s.acked) > s.opts.AckTimeout:
-			s.fail(fmt.Errorf("the broker has confirmed nothing for %s", s.opts.AckTimeout))
-		case !s.pinged.IsZero() && now.Sub(s.pinged) > alive/2 && now.Sub(s.heard) > alive/2:
-			s.fail(fmt.Errorf("the broker has not answered a ping for %s", now.Sub(s.pinged).Round(time.Millisecond)))
-		case s.pinged.IsZero() && idle >= alive/2:
-			s.pinged = now
-			if err := s.codec.encode(&s.out, &packets.Pingreq{}); err != nil {
-				s.fail(err)
-			}
-			s.flush()
-		}
-		s.mu.Unlock()
-	}
-}
-
-// settled is a publication whose confirmation waits to be passed on.
-type settled struct {
-	confirm
-	err error
-}
-
-// read takes packets until the connection ends.
-func (s *Session) read() error {
-	scratch := make([]byte, 64)
-	var batch []settled
-	pass := func() {
-		for _, c := range batch {
-			c.done(c.i, c.err)
-		}
-		batch = batch[:0]
-	}
-	defer pass()
-	for {
-		first, body, err := readFrame(s.r, s.opts.MaxPacket, scratch)
-		if err != nil {
-			return lost(err)
-		}
-		s.opts.Read.Add(int64(len(body) + 2))
-		p, err := s.codec.decode(first, body)
-		if err != nil {
-			return err
-		}
-		pub, isPublish := p.(*packets.Publish)
-		s.mu.Lock()
-		s.heard = time.Now()
-		if !isPublish {
-			batch, err = s.take(p, batch)
-		}
-		s.mu.Unlock()
-		if isPublish {
-			err = s.inbox.put(s, pub)
-		}
-		if err != nil {
-			return err
-		}
-		// Confirmations that have arrived together are passed on together.
-		if s.r.Buffered() == 0 || len(batch) >= 256 {
-			pass()
-		}
-	}
-}
-
-// take acts on one packet that is no PUBLISH; mu is held. Publications that it settles are added to batch.
-func (s *Session) take(p packets.Packet, batch []settled) ([]settled, error) {
-	switch p := p.(type) {
-	case *packets.Puback:
-		if sl, ok := s.release(p.PacketID); ok && sl.done != nil {
-			batch = append(batch, settled{sl.confirm, refusal(p.ReasonCode, p.Properties)})
-		}
-	case *packets.Pubrec:
-		if int(p.PacketID) >= len(s.slots) || s.slots[p.PacketID].done == nil {
-			break
-		}
-		if err := refusal(p.ReasonCode, p.Properties); err != nil {
-			sl, _ := s.release(p.PacketID)
-			batch = append(batch, settled{sl.confirm, err})
-			break
-		}
-		s.slots[p.PacketID].released = true
-		s.acked = time.Now()
-		return batch, s.answer(&packets.Pubrel{PacketID: p.PacketID})
-	case *packets.Pubcomp:
-		if int(p.PacketID) < len(s.slots) && s.slots[p.PacketID].released {
-			sl, _ := s.release(p.PacketID)
-			batch = append(batch, settled{sl.confirm, nil})
-		}
-	case *packets.Pubrel:
-		return batch, s.answer(&packets.Pubcomp{PacketID: p.PacketID})
-	case *packets.Suback:
-		p.Reasons = slices.Clone(p.Reasons) // the library leaves them in the reader's buffer
-		s.reply(p.PacketID, p)
-	case *packets.Unsuback:
-		p.Reasons = slices.Clone(p.Reasons)
-		s.reply(p.PacketID, p)
-	case *packets.Pingresp:
-		s.pinged = time.Time{}
-	case *packets.Auth:
-		select {
-		case s.auths <- p:
-		default:
-			return batch, errors.New("protocol error: the broker sent an AUTH that nobody asked for")
-		}
-	case *packets.Disconnect:
-		return batch, &Ended{Code: p.ReasonCode, Why: whyOf(p.Properties)}
-	default:
-		return batch, fmt.Errorf("protocol error: the broker sent %T", p)
-	}
-	return batch, nil
-}
-
-// answer puts a packet in line; mu is held.
-func (s *Session) answer(p packets.Packet) error {
-	if err := s.codec.encode(&s.out, p); err != nil {
-		return err
-	}
-	s.flush()
-	return nil
-}
-
-// release frees a packet id; mu is held. It tells whether the id was in use.
-func (s *Session) release(id uint16) (slot, bool) {
-	if int(id) >= len(s.slots) {
-		return slot{}, false
-	}
-	sl := s.slots[id]
-	if sl.done == nil && sl.answer == nil {
-		return slot{}, false
-	}
-	s.slots[id] = slot{}
-	s.free = append(s.free, id)
-	s.acked = time.Now()
-	s.room.Broadcast()
-	return sl, true
-}
-
-func (s *Session) reply(id uint16, p packets.Packet) {
-	if int(id) < len(s.slots) && s.slots[id].answer != nil {
-		sl, _ := s.release(id)
-		sl.answer <- p
-	}
 }
 
 // ask sends a packet that is answered under its packet id, and waits for the answer.

@@ -8,8 +8,10 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -118,10 +120,10 @@ func (k *Keys) Secret(_ context.Context, ref string) ([]byte, error) {
 // Env makes what a gateway gives a connector named "cloud". The problems that it reports are in the tracker.
 func Env(t testing.TB, keys northbound.Keys) (northbound.Env, *health.Tracker) {
 	t.Helper()
-	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	tracker := health.New(log, time.Now)
+	to := slog.New(slog.NewTextHandler(t.Output(), nil))
+	tracker := health.New(to, time.Now)
 	return northbound.Env{
-		Name: "cloud", Gateway: "gw1", Log: log, Health: tracker.For("connector cloud"), Keys: keys, State: t.TempDir(), Now: time.Now,
+		Name: "cloud", Gateway: "gw1", Log: to, Health: tracker.For("connector cloud"), Keys: keys, State: t.TempDir(), Now: time.Now,
 	}, tracker
 }
 
@@ -167,6 +169,34 @@ func (b *Broker) Listen(t testing.TB, c *tls.Config) {
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// ListenWeb serves MQTT over WebSocket, on an address of its own that Addr gives from then on.
+func (b *Broker) ListenWeb(t testing.TB, c *tls.Config) {
+	t.Helper()
+	raw, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Addr = raw.Addr().String()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	var clients, served sync.WaitGroup
+	server := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			clients.Add(1)
+			defer clients.Done()
+			b.ServeHTTP(w, r)
+		}),
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    log.New(t.Output(), "", 0),
+	}
+	served.Go(func() { server.Serve(tls.NewListener(raw, c)) })
+	t.Cleanup(func() {
+		cancel()
+		server.Close()
+		served.Wait()
+		clients.Wait()
 	})
 }
 

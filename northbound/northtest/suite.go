@@ -35,6 +35,7 @@ type Faulty interface {
 	Delay(d time.Duration) // confirms that late from now on
 	Refuse(payload string) // refuses publications with that payload for good
 	Busy(payload string)   // refuses the next publication with that payload, for now
+	Break(payload string)  // drops the connection at each publication with that payload
 	Unconfirmed() int      // commands that the gateway has not acknowledged
 }
 
@@ -60,6 +61,7 @@ func TestConnector(t *testing.T, fresh func(t *testing.T) Setup) {
 		"late confirmations do not hold up what follows":          slowly,
 		"a publication refused for good is permanent, alone":      refused,
 		"a publication refused for now is not permanent":          busy,
+		"a publication that breaks the connection is permanent":   breaking,
 		"a publication over the limit is permanent, alone":        tooLarge,
 		"a topic that cannot be is permanent, alone":              badTopic,
 		"closing twice leaves nothing behind":                     closeTwice,
@@ -207,8 +209,8 @@ func (o *Outcome) Await(t testing.TB) {
 	}
 }
 
-// await waits until ok holds.
-func await(t testing.TB, what string, ok func() bool) {
+// Await waits until ok holds.
+func Await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -248,7 +250,7 @@ func payloads(batch []msg.Publication) (list []string) {
 
 func (r *run) arrived(t *testing.T, want []string) {
 	t.Helper()
-	await(t, "all publications at the cloud", func() bool { return len(firsts(r.Cloud.Received())) >= len(want) })
+	Await(t, "all publications at the cloud", func() bool { return len(firsts(r.Cloud.Received())) >= len(want) })
 	if got := firsts(r.Cloud.Received()); !slices.Equal(got, want) {
 		t.Fatalf("arrived out of order:\n got %q\nwant %q", got, want)
 	}
@@ -313,9 +315,17 @@ func lostInBatch(t *testing.T, r *run) {
 			r.Cloud.Drop()
 		}()
 	}
+	r.untilDone(t, s, batch, o)
+	r.wellDone(t, o)
+	r.arrived(t, payloads(batch))
+}
+
+// untilDone sends what is not done, in one session after the other, as the pump does.
+func (r *run) untilDone(t *testing.T, s northbound.Session, batch []msg.Publication, o *Outcome) {
+	t.Helper()
 	for sessions := 0; o.done() < len(batch); sessions++ {
-		if sessions == 10 {
-			t.Fatal("ten sessions were not enough")
+		if sessions == 20 {
+			t.Fatal("twenty sessions were not enough")
 		}
 		var rest []msg.Publication
 		var index []int
@@ -335,8 +345,20 @@ func lostInBatch(t *testing.T, r *run) {
 			s = r.dial(t, &Downlink{})
 		}
 	}
-	r.wellDone(t, o)
-	r.arrived(t, payloads(batch))
+}
+
+func breaking(t *testing.T, r *run) {
+	f := r.faulty(t)
+	f.Break("p-7")
+	s := r.dial(t, &Downlink{})
+	batch := r.batch("p", 30)
+	o := NewOutcome(len(batch))
+	r.untilDone(t, s, batch, o)
+	r.wellDone(t, o, 7)
+	if err, _ := o.Err(7); !msg.IsPermanent(err) {
+		t.Fatalf("not permanent: %v", err)
+	}
+	r.arrived(t, slices.Delete(payloads(batch), 7, 8))
 }
 
 func slowly(t *testing.T, r *run) {
@@ -461,7 +483,7 @@ func closeTwice(t *testing.T, r *run) {
 	}
 	ended(t, s)
 	r.wellDone(t, o) // Close waits a little for what is in flight
-	await(t, "no goroutine left", func() bool { return len(goroutines()) == 0 })
+	Await(t, "no goroutine left", func() bool { return len(goroutines()) == 0 })
 }
 
 func sendAfterEnd(t *testing.T, r *run) {
@@ -500,7 +522,7 @@ func dialGivesUp(t *testing.T, r *run) {
 		s.Close()
 		t.Fatal("dialled with a context that had ended")
 	}
-	await(t, "no goroutine left", func() bool { return len(goroutines()) == 0 })
+	Await(t, "no goroutine left", func() bool { return len(goroutines()) == 0 })
 }
 
 func commands(t *testing.T, r *run) {
@@ -511,7 +533,7 @@ func commands(t *testing.T, r *run) {
 		want = append(want, fmt.Sprintf("c-%d", i))
 		r.Cloud.Command(want[i])
 	}
-	await(t, "commands", func() bool { return len(d.Got()) >= len(want) })
+	Await(t, "commands", func() bool { return len(d.Got()) >= len(want) })
 	if got := d.payloads(); !slices.Equal(got, want) {
 		t.Fatalf("commands: %q", got)
 	}
@@ -530,7 +552,7 @@ func settledFirst(t *testing.T, r *run) {
 	}}
 	s := r.dial(t, d)
 	f.Command("c-0")
-	await(t, "the command to be on its way", func() bool { return f.Unconfirmed() == 1 })
+	Await(t, "the command to be on its way", func() bool { return f.Unconfirmed() == 1 })
 	// Reports go on while a command waits for its device.
 	o := NewOutcome(20)
 	if err := s.Send(t.Context(), r.batch("p", 20), o.Done); err != nil {
@@ -541,7 +563,7 @@ func settledFirst(t *testing.T, r *run) {
 		t.Fatal("acknowledged before it was settled")
 	}
 	close(hold)
-	await(t, "the acknowledgement", func() bool { return f.Unconfirmed() == 0 })
+	Await(t, "the acknowledgement", func() bool { return f.Unconfirmed() == 0 })
 }
 
 func whileAway(t *testing.T, r *run) {
@@ -553,7 +575,7 @@ func whileAway(t *testing.T, r *run) {
 	r.Cloud.Command("c-1")
 	d := &Downlink{Filters: []string{r.Filter}}
 	r.dial(t, d)
-	await(t, "the commands sent while away", func() bool { return slices.Equal(firsts(d.payloads()), []string{"c-0", "c-1"}) })
+	Await(t, "the commands sent while away", func() bool { return slices.Equal(firsts(d.payloads()), []string{"c-0", "c-1"}) })
 }
 
 func unsettled(t *testing.T, r *run) {
@@ -570,5 +592,5 @@ func unsettled(t *testing.T, r *run) {
 	s.Close()
 	d := &Downlink{Filters: []string{r.Filter}}
 	r.dial(t, d)
-	await(t, "the command again", func() bool { return slices.Equal(d.payloads(), []string{"c-0"}) })
+	Await(t, "the command again", func() bool { return slices.Equal(d.payloads(), []string{"c-0"}) })
 }

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 )
@@ -33,6 +34,8 @@ type Options struct {
 	Published func(client string, m Message) Verdict
 	// Subscribed decides on a topic filter: the granted QoS, or a reason code from 0x80.
 	Subscribed func(client, filter string, qos byte) byte
+	// Web decides on a WebSocket handshake: 0, or the HTTP status with which it is refused.
+	Web func(*http.Request) int
 }
 
 // Login is what a client has shown.
@@ -47,6 +50,7 @@ type Login struct {
 	Data      []byte
 	TLS       *tls.ConnectionState // nil without TLS
 	Local     net.Addr
+	Request   *http.Request // of the WebSocket handshake; nil without
 }
 
 // Answer is CONNACK.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 
@@ -50,10 +51,15 @@ type ack struct {
 }
 
 // ServeConn serves one client over conn until it leaves or ctx ends, and closes conn.
-func (b *Broker) ServeConn(ctx context.Context, conn net.Conn) {
+func (b *Broker) ServeConn(ctx context.Context, conn net.Conn) { b.serveConn(ctx, conn, nil) }
+
+func (b *Broker) serveConn(ctx context.Context, conn net.Conn, r *http.Request) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	c := &client{b: b, conn: conn, r: bufio.NewReaderSize(conn, 4<<10), kick: make(chan struct{}, 1), aliases: map[uint16]string{}}
+	if c.login.Request = r; r != nil {
+		c.login.TLS = r.TLS
+	}
 	b.mu.Lock()
 	b.conns[c] = struct{}{}
 	b.mu.Unlock()
