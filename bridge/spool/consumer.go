@@ -2,12 +2,10 @@ package spool
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
-
-// arena is how much is taken at once for the data of entries.
-const arena = 64 << 10
 
 // Consumer reads what is for one connector.
 type Consumer struct {
@@ -61,7 +59,6 @@ func (c *Consumer) read(max, maxBytes int) (out []Entry, err error) {
 	if closed {
 		return nil, ErrClosed
 	}
-	var data []byte
 	for _, cur := range cursors {
 		if cur == nil {
 			continue
@@ -73,14 +70,12 @@ func (c *Consumer) read(max, maxBytes int) (out []Entry, err error) {
 				break
 			}
 			list := cur.reader.next(c.list[:0], min(max-len(out), room), maxBytes)
-			cur.take(list)
+			data := make([]byte, 0, cur.take(list))
+			out = slices.Grow(out, len(list))
 			for i := range list {
 				f := &list[i]
 				if f.line == nil {
 					continue // it was settled before, or has expired
-				}
-				if n := len(f.data); n > cap(data)-len(data) {
-					data = make([]byte, 0, n+arena)
 				}
 				data = append(data, f.data...)
 				out = append(out, f.entry(cur.log.class, data[len(data)-len(f.data):len(data):len(data)]))
@@ -119,8 +114,8 @@ func (cur *cursor) begin() int {
 	return room
 }
 
-// take puts what was read in flight, and clears the line of what is not to be handed out.
-func (cur *cursor) take(list []found) {
+// take puts what was read in flight, and clears the line of what is not to be handed out. It gives the octets of data of the rest.
+func (cur *cursor) take(list []found) (octets int) {
 	s := cur.log.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,11 +130,14 @@ func (cur *cursor) take(list []found) {
 		case s.expired(&f.raw, now):
 			cur.settle(&fl, Expired)
 			f.line = nil
+		default:
+			octets += len(f.data)
 		}
 		cur.flight = append(cur.flight, fl)
 	}
 	cur.read = max(cur.read, cur.reader.seq)
 	cur.advance()
+	return octets
 }
 
 // expired says whether a record is of no use any more.

@@ -340,8 +340,8 @@ func (l *log) gather(b *batch) {
 		}
 		return
 	}
-	start, limit := time.Now(), min(l.sync/4, time.Millisecond)
-	for still := 0; still < 2 && len(b.done) < l.count && !b.full && time.Since(start) < limit; {
+	start, limit, want := time.Now(), min(l.sync/2, time.Millisecond), len(b.done)+l.count
+	for still := 0; still < 3 && len(b.done) < want && !b.full && time.Since(start) < limit; {
 		n := len(b.done)
 		l.s.mu.Unlock()
 		runtime.Gosched()
