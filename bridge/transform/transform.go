@@ -16,7 +16,9 @@
 //	base64-decode  base64 text, with or without padding, plain or URL-safe → octets
 //	jq:EXPRESSION  JSON → what the jq expression makes of it; $device, $resource and $time (Unix seconds) are set
 //
-// A jq expression extends to the end of the pipeline, or to the '|' before the name of another step.
+// A jq expression extends to the end of the pipeline, or to the '|' before the name of another step. Its instructions are counted, but
+// one instruction may build something large: an expression that assigns at an index, or repeats a string by a factor, that it takes from
+// the payload gives the sender power over memory, and has to check that number first.
 package transform
 
 import (
