@@ -109,9 +109,19 @@ func (r *Realm) external(ctx context.Context, c *Credentials) (Identity, error) 
 	}
 	// The port changes with every connection and tells nothing.
 	mark := string(r.peppered([]byte(q.Listener), []byte(q.User), c.Password, []byte(q.ClientID), []byte(c.Remote.Addr().String()), fingerprint))
-	answer, err := t.ask.ask(ctx, mark, &q)
-	if err != nil {
-		return Identity{}, err
+	answer, ok := t.ask.recall(mark)
+	if !ok {
+		who := attempt{c.User + "\x00" + c.ClientID, network(c.Remote.Addr())}
+		if !r.back.begin(who) {
+			return Identity{}, ErrBackoff
+		}
+		var err error
+		if answer, err = t.ask.ask(ctx, mark, &q); !errors.Is(err, ErrUnknown) {
+			r.back.succeeded(who)
+		}
+		if err != nil {
+			return Identity{}, err
+		}
 	}
 	if !config.ValidDevice(answer.Device) {
 		return Identity{}, fmt.Errorf("%w: the authenticator named no device", ErrUnknown)
@@ -126,14 +136,16 @@ func (r *Realm) external(ctx context.Context, c *Credentials) (Identity, error) 
 	return id, nil
 }
 
-// ask gives the answer that is remembered, or asks for one.
-func (a *authenticator) ask(ctx context.Context, mark string, q *Question) (Answer, error) {
+// recall gives the answer that is remembered.
+func (a *authenticator) recall(mark string) (Answer, bool) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	m, ok := a.known[mark]
-	a.mu.Unlock()
-	if ok && a.now().Before(m.until) {
-		return m.answer, nil
-	}
+	return m.answer, ok && a.now().Before(m.until)
+}
+
+// ask gets an answer, and remembers a yes.
+func (a *authenticator) ask(ctx context.Context, mark string, q *Question) (Answer, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, a.cfg.Timeout.Std(), errors.New("the authenticator gave no answer in time"))
 	defer cancel()
 	select {
