@@ -69,7 +69,7 @@ func (v View) MAC(ctx context.Context, name string) (hwcrypto.MACer, error) {
 	}
 	m, err := ability[hwcrypto.MACer](e, k, "it computes no HMAC")
 	if err != nil {
-		return nil, hwcrypto.WithHint(err, fmt.Sprintf("name a key of its own for the secret and import it: drawbridge keys import NAME FILE"))
+		return nil, hwcrypto.WithHint(err, "name a key of its own for the secret and import it: drawbridge keys import NAME FILE")
 	}
 	return macer{m, v.user}, nil
 }

@@ -58,7 +58,6 @@ func (p *TPM) Start() {
 	os.Remove(p.Socket)
 	p.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+p.State, "--server", "type=unixio,path="+p.Socket,
 		"--ctrl", "type=unixio,path="+p.Socket+".ctrl", "--flags", "not-need-init,startup-clear")
-	p.cmd.Stderr = os.Stderr
 	check(p.t, p.cmd.Start())
 	for range 500 {
 		if c, err := net.Dial("unix", p.Socket); err == nil {

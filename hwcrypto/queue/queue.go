@@ -8,6 +8,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -229,7 +230,7 @@ func (o *operation) returned(err error) {
 	}
 	q.running--
 	q.next()
-	if err != nil {
+	if err != nil && !answer(err) {
 		q.stats.Failed++
 		return
 	}
@@ -243,6 +244,11 @@ func (o *operation) returned(err error) {
 		i++
 	}
 	q.stats.Histogram[i]++
+}
+
+// answer tells whether an error is what the chip was asked for, rather than a fault of it.
+func answer(err error) bool {
+	return errors.Is(err, hwcrypto.ErrNoKey) || errors.Is(err, hwcrypto.ErrKeyExists) || errors.Is(err, hwcrypto.ErrNotSealed)
 }
 
 // abandon gives the turn of an operation that hangs to others.
