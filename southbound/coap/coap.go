@@ -47,21 +47,22 @@ type listener struct {
 	doneMu sync.Mutex
 	done   []*pending // guarded by doneMu: outcomes of the uplink
 
-	mu        sync.Mutex // guards all below, every session and every half but its hs
-	serving   bool
-	ctx       context.Context // of Serve, for PolicyChanged
-	up        southbound.Uplink
-	sock      socket
-	gate      *dtls.Gate
-	byCID     map[dtls.CID]*session
-	byAddr    map[netip.AddrPort]*session // those without a connection id
-	byDevice  map[string][]*session       // the one heard of last stands last
-	halves    map[netip.AddrPort]*half
-	halfCID   map[dtls.CID]*half
-	waiting   pendingList
-	timers    transmissions
-	sweepAt   time.Time
-	refusedAt time.Time // when a credential was refused last; zero: not lately
+	mu         sync.Mutex // guards all below, every session and every half but its hs
+	serving    bool
+	ctx        context.Context // of Serve, for PolicyChanged
+	up         southbound.Uplink
+	sock       socket
+	gate       *dtls.Gate
+	byCID      map[dtls.CID]*session
+	byAddr     map[netip.AddrPort]*session // those without a connection id
+	byDevice   map[string][]*session       // the one heard of last stands last
+	halves     map[netip.AddrPort]*half
+	halfCID    map[dtls.CID]*half
+	waiting    pendingList
+	timers     transmissions
+	assembling int // octets of payloads that are not whole
+	sweepAt    time.Time
+	refusedAt  time.Time // when a credential was refused last; zero: not lately
 }
 
 func open(env southbound.Env, cfg *Config) (*listener, error) {
@@ -185,7 +186,7 @@ func (l *listener) forget() {
 	clear(l.halves)
 	clear(l.halfCID)
 	l.waiting = pendingList{}
-	l.timers = nil
+	l.timers, l.assembling = nil, 0
 	l.env.Health.ClearAll()
 }
 
@@ -198,39 +199,50 @@ func (l *listener) clock(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
-			t := l.begin(now)
-			l.expirePending(t)
-			l.retransmit(t)
-			l.renewHalves(t)
-			if now.After(l.sweepAt) {
-				l.sweepAt = now.Add(10 * time.Second)
-				l.sweep(t)
-			}
-			l.end(t)
+			l.tick(now)
 		}
 	}
 }
 
+func (l *listener) tick(now time.Time) {
+	t := l.begin(now)
+	l.expirePending(t)
+	l.retransmit(t)
+	l.renewHalves(t)
+	if now.After(l.sweepAt) {
+		l.sweepAt = now.Add(10 * time.Second)
+		l.sweep(t)
+	}
+	l.end(t)
+}
+
 // complete answers what the uplink has decided on.
 func (l *listener) complete(ctx context.Context) {
-	var list []*pending
+	var spare []*pending
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-l.wake:
+			spare = l.settle(time.Now(), spare)
 		}
-		l.doneMu.Lock()
-		list, l.done = l.done, list[:0]
-		l.doneMu.Unlock()
-		t := l.begin(time.Now())
-		for _, p := range list {
-			if !p.s.dead {
-				t.answer(p)
-			}
-			l.release(p)
-		}
-		l.end(t)
-		clear(list)
 	}
+}
+
+// settle answers what has been decided. spare is used for what comes next; what it gives is spare the next time.
+func (l *listener) settle(now time.Time, spare []*pending) []*pending {
+	l.doneMu.Lock()
+	list := l.done
+	l.done = spare[:0]
+	l.doneMu.Unlock()
+	t := l.begin(now)
+	for _, p := range list {
+		if !p.s.dead {
+			t.answer(p)
+		}
+		l.release(p)
+	}
+	l.end(t)
+	clear(list)
+	return list
 }

@@ -38,6 +38,11 @@ type command struct {
 	seen   *observation  // it goes as a notification
 	ended  bool
 	result chan outcome
+
+	block   block  // of the payload, the one to send
+	fetched int    // octets of the answer
+	fetch   block  // of the answer, the last one
+	answer  []byte // what has come of it
 }
 
 type outcome struct {
@@ -68,6 +73,7 @@ func (k *talk) handOver(l *listener) []*command {
 			l.untrack(c.sent)
 		}
 		c.sent, c.seen = nil, nil
+		c.block, c.fetched, c.answer = block{szx: maxBlockSZX}, 0, nil
 	}
 	return list
 }
@@ -77,7 +83,7 @@ func (l *listener) Deliver(ctx context.Context, m msg.Message) (msg.Reply, error
 	if _, ok := methodCode(m.Method); !ok {
 		return msg.Reply{Status: msg.Refused, Code: "method"}, nil
 	}
-	c := &command{m: m, result: make(chan outcome, 1)}
+	c := &command{m: m, result: make(chan outcome, 1), block: block{szx: maxBlockSZX}}
 	t := l.begin(time.Now())
 	list := l.byDevice[m.Device] // empty when it does not serve
 	if len(list) == 0 {
@@ -142,20 +148,20 @@ func (l *listener) abandon(s *session) {
 func (t *turn) next(s *session) {
 	for k := s.talk; k != nil && len(k.commands) > 0 && k.commands[0].sent == nil; {
 		c := k.commands[0]
-		m := message.Message{Type: message.Confirmable, MessageID: int32(s.nextMID()), Payload: c.m.Payload}
-		if f, ok := contentFormat(c.m.Type); ok && c.m.Type != "" && len(c.m.Payload) > 0 {
-			m.Options = append(m.Options, uintOption(message.ContentFormat, f))
-		}
-		if c.seen = k.observation(c.m.Resource); c.seen != nil {
+		m := message.Message{Type: message.Confirmable, MessageID: int32(s.nextMID())}
+		// A notification is one message; what is longer goes as a request, in blocks.
+		if c.seen = k.observation(c.m.Resource); c.seen != nil && len(c.m.Payload) <= c.block.size() {
 			m.Code, m.Token = codes.Content, c.seen.token
-			m.Options = append(message.Options{uintOption(message.Observe, c.seen.next())}, m.Options...)
+			m.Options = append(m.Options, uintOption(message.Observe, c.seen.next()))
 		} else {
+			c.seen = nil
 			m.Code, _ = methodCode(c.m.Method)
 			k.tokens++
 			c.token = binary.BigEndian.AppendUint64(nil, k.tokens)[4:]
 			m.Token = c.token
-			m.Options = append(pathOptions(nil, c.m.Resource), m.Options...)
+			m.Options = pathOptions(nil, c.m.Resource)
 		}
+		c.prepare(&m)
 		data := t.sendMessage(s, &m)
 		if data == nil {
 			k.commands = k.commands[1:]
@@ -242,11 +248,22 @@ func (t *turn) response(s *session, p *packet) {
 		t.finish(s, c, msg.Reply{Status: msg.Refused, Code: "bad-option"}, nil)
 		return
 	}
-	reply := msg.Reply{Status: msg.Refused, Code: codeText(p.code), Payload: bytes.Clone(p.payload)}
+	again, bad := c.proceed(p, int(t.l.cfg.MaxPayload))
+	if again {
+		t.l.untrack(c.sent)
+		c.sent = nil
+		t.next(s)
+		return
+	}
+	if bad {
+		t.finish(s, c, msg.Reply{Status: msg.Refused, Code: "bad-block"}, nil)
+		return
+	}
+	reply := msg.Reply{Status: msg.Refused, Code: codeText(p.code), Payload: c.answer}
 	if p.code>>5 == 2 {
 		reply.Status = msg.Done
 	}
-	if n, ok := p.number(message.ContentFormat); ok && len(p.payload) > 0 {
+	if n, ok := p.number(message.ContentFormat); ok && len(c.answer) > 0 {
 		reply.Type = mediaType(n)
 	}
 	t.finish(s, c, reply, nil)

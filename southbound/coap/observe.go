@@ -98,5 +98,5 @@ func (t *turn) wellKnown(s *session, p *packet) {
 			links = append(links, ">;obs"...)
 		}
 	}
-	t.say(s, p, codes.Content, links, uintOption(message.ContentFormat, 40))
+	t.sayContent(s, p, links, uintOption(message.ContentFormat, 40))
 }

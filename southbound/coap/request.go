@@ -96,7 +96,10 @@ func (t *turn) repeat(s *session, p *packet, e *exchange) {
 	case answered:
 		m := message.Message{Type: message.Acknowledgement, Code: codes.Code(e.code), MessageID: int32(p.mid), Token: p.token}
 		if m.Code == codes.ServiceUnavailable {
-			m.Options = message.Options{uintOption(message.MaxAge, 1)}
+			m.Options = append(m.Options, uintOption(message.MaxAge, 1))
+		}
+		if b, there, _ := p.block(message.Block1); there {
+			m.Options = append(m.Options, b.option(message.Block1))
 		}
 		t.sendMessage(s, &m)
 	}

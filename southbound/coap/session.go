@@ -40,6 +40,7 @@ type session struct {
 	mid     uint16     // of the next message of this side
 	dead    bool
 	talk    *talk // what goes the other way; nil until something does
+	parts   []*assembly
 }
 
 // exchange is a message id of the device that is not to be carried out again.
@@ -154,6 +155,9 @@ func (l *listener) remove(s *session) {
 		return
 	}
 	s.dead = true
+	for len(s.parts) > 0 {
+		l.discard(s, 0)
+	}
 	l.count.sessions.Add(-1)
 	if cid, ok := s.cid(); ok {
 		delete(l.byCID, cid)
@@ -211,6 +215,7 @@ func (l *listener) sweep(t *turn) {
 	}
 	for _, list := range l.byDevice {
 		for _, s := range slices.Clone(list) {
+			l.sweepParts(s, t.now)
 			if t.now.Sub(s.seen) > idle {
 				l.remove(s)
 			} else if !s.id.Expires.IsZero() && t.time().After(s.id.Expires) {
