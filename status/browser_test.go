@@ -3,12 +3,12 @@ package status
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -110,7 +110,7 @@ func past(t *testing.T, dir string) {
 func startBusy(t *testing.T) (string, *gateway) {
 	g, dir, records := busy(), t.TempDir(), NewRecorder(200)
 	past(t, dir)
-	log := slog.New(records.Handler(slog.DiscardHandler))
+	log := slog.New(records.Handler(slog.NewTextHandler(io.Discard, nil)))
 	page, _ := start(t, g, func(o *Options) { o.State, o.Records, o.Log = dir, records, log })
 	return page, g
 }
@@ -143,4 +143,141 @@ func TestScreenshots(t *testing.T) {
 	}
 }
 
-var _ = strings.Contains
+// see waits until the page holds what a JavaScript expression says.
+func see(t *testing.T, ctx context.Context, what, expression string) {
+	t.Helper()
+	script := "(() => { try { return !!(" + expression + ") } catch { return false } })()"
+	var err error
+	for range 100 {
+		var yes bool
+		// While a page is being left there is nothing to ask.
+		if yes, err = chromedp.Run(ctx, chromedp.Evaluate[bool](script)); err == nil && yes {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("%s: not seen (%v)", what, err)
+}
+
+func do(t *testing.T, ctx context.Context, steps ...chromedp.Action[chromedp.Void]) {
+	t.Helper()
+	if err := chromedp.Do(ctx, steps...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestThePageInABrowser(t *testing.T) {
+	page, g := startBusy(t)
+	ctx := browser(t)
+	did := func(want string) {
+		t.Helper()
+		for range 100 {
+			if done := g.done(); len(done) > 0 && done[len(done)-1] == want {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Errorf("want %q, did %q", want, g.done())
+	}
+	yes := chromedp.Click(`#confirm button[value=yes]`)
+
+	do(t, ctx, chromedp.Navigate(page+"/?lang=en"))
+	see(t, ctx, "verdict", `document.querySelector("#verdict h1").textContent.includes("It works with trouble: the cloud cannot be reached")`)
+	see(t, ctx, "problem with its hint", `document.querySelector("#problems .hint code").textContent === "drawbridge doctor"`)
+	see(t, ctx, "a figure", `window.was = document.querySelector("#figures div:nth-child(4) dd").textContent`)
+	began := time.Now()
+	see(t, ctx, "live values", `document.querySelector("#figures div:nth-child(4) dd").textContent !== window.was`)
+	if took := time.Since(began); took > 2500*time.Millisecond {
+		t.Errorf("live values took %v to move", took)
+	}
+	g.change(func(s *Snapshot) { s.Problems = nil; s.Listeners[1].Bound = true })
+	see(t, ctx, "a problem that is gone", `document.querySelectorAll("#problems article").length === 0`)
+
+	do(t, ctx, chromedp.Navigate(page+"/devices"))
+	see(t, ctx, "first page", `document.querySelectorAll("#devicelist tbody tr").length === 50`)
+	see(t, ctx, "a script in a name is text", `document.title !== "owned" && document.querySelector("#devicelist tbody th").textContent.includes("<script>")`)
+	do(t, ctx, chromedp.SendKeys("#search", "press"), chromedp.Click("form.search button"))
+	see(t, ctx, "search", `document.querySelector("#devicelist h2").textContent === "15 devices"`)
+	do(t, ctx, chromedp.Click("#devicelist tbody tr button"))
+	see(t, ctx, "question", `document.querySelector("#confirm").open && document.querySelector("#question").textContent.includes("press-103")`)
+	do(t, ctx, chromedp.Click(`#confirm button[value=no]`))
+	see(t, ctx, "question gone", `!document.querySelector("#confirm").open`)
+	if done := g.done(); len(done) > 0 {
+		t.Errorf("no means no, did %q", done)
+	}
+	do(t, ctx, chromedp.Click("#devicelist tbody tr button"), yes)
+	did("disconnect press-103")
+
+	do(t, ctx, chromedp.Navigate(page+"/routes"), chromedp.SendKeys("#device", "th-017"), chromedp.SendKeys("#resource", "/sensors/temp"),
+		chromedp.SendKeys("#payload", "21.5"), chromedp.Click("form.try button"))
+	see(t, ctx, "tried", `document.querySelector(".tried.ok").textContent.includes("dt/plant7-gw1/th-017/temp") && document.querySelector(".tried pre").textContent === '{"v":21.5}'`)
+
+	do(t, ctx, chromedp.Navigate(page+"/clouds"), chromedp.Click("#cloudlist article:first-child [data-do='/v1/connectors/pause']"), yes)
+	did("pause cloud")
+	see(t, ctx, "paused", `document.querySelector("#cloudlist .state").textContent.includes("paused")`)
+	do(t, ctx, chromedp.Click("#cloudlist [data-do='/v1/connectors/resume']"))
+	did("resume cloud")
+	do(t, ctx, chromedp.Click("#cloudlist article:nth-child(2) [data-do='/v1/connectors/probe']"))
+	see(t, ctx, "probe failed", `document.querySelector("#toast").textContent.includes("not connected")`)
+	do(t, ctx, chromedp.Click("#listenerlist [data-do='/v1/reload']"), yes)
+	did("reload")
+
+	do(t, ctx, chromedp.Navigate(page+"/dead"), chromedp.Click("#letterlist summary"))
+	see(t, ctx, "payload", `document.querySelector("#letterlist details[open] pre").textContent === '{"t":21.5}'`)
+	do(t, ctx, chromedp.Sleep(1500*time.Millisecond))
+	see(t, ctx, "what is open stays open", `document.querySelector("#letterlist details[open]")`)
+	do(t, ctx, chromedp.Click("#letterlist li:first-of-type [data-do='/v1/dead/replay']"))
+	did(`replay 1 of "cloud"`)
+	see(t, ctx, "one letter left", `document.querySelectorAll("#letterlist li").length === 1`)
+	do(t, ctx, chromedp.Click("#letterlist > .acts .danger"), yes)
+	did(`drop 1 of ""`)
+	see(t, ctx, "none left", `document.querySelector("#letterlist .none")`)
+
+	do(t, ctx, chromedp.Navigate(page+"/log"))
+	see(t, ctx, "audit", `document.querySelector(".log").textContent.includes("action: disconnect device")`)
+	do(t, ctx, chromedp.Navigate(page+"/keys"), chromedp.Click(".langs a[lang=ko]"))
+	see(t, ctx, "Korean", `document.documentElement.lang === "ko" && document.querySelector("nav [aria-current]").textContent === "키"`)
+	do(t, ctx, chromedp.Navigate(page+"/"))
+	see(t, ctx, "the language is kept", `document.documentElement.lang === "ko"`)
+	see(t, ctx, "nothing from elsewhere", `performance.getEntriesByType("resource").every(r => r.name.startsWith(location.origin))`)
+}
+
+// axe gives the accessibility checker axe-core.
+func axe(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.CommandContext(t.Context(), "npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", dir, "axe-core@4.14.1").CombinedOutput(); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("npm: %v\n%s", err, out)
+		}
+		t.Skip("no axe-core")
+	}
+	script, err := os.ReadFile(filepath.Join(dir, "node_modules/axe-core/axe.min.js"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(script)
+}
+
+func TestEverybodyCanUseThePage(t *testing.T) {
+	script := axe(t)
+	page, _ := startBusy(t)
+	ctx := browser(t)
+	for _, look := range []string{"light", "dark"} {
+		for _, sh := range sheets {
+			do(t, ctx, scheme(look), chromedp.EmulateViewport(1280, 900), chromedp.Navigate(page+sh.path))
+			if _, err := chromedp.Run(ctx, chromedp.Evaluate[bool](script+"; true")); err != nil {
+				t.Fatal(err)
+			}
+			faults, err := chromedp.Run(ctx, chromedp.Evaluate[[]string](`axe.run().then(r => r.violations
+				.filter(v => v.impact === "serious" || v.impact === "critical")
+				.map(v => v.id + ": " + v.nodes.map(n => n.html.slice(0, 120) + " " + n.failureSummary).join(" | ")))`, chromedp.EvalAwaitPromise))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range faults {
+				t.Errorf("%s, %s: %s", sh.name, look, f)
+			}
+		}
+	}
+}

@@ -58,7 +58,7 @@ func (m *moment) draw(l *language, upright bool) picture {
 	var stages [stageCount][]*node
 	put := func(stage int, n node) {
 		n.stage = stage
-		n.Full = strings.TrimSuffix(n.Title+": "+n.Sub, ": ")
+		n.Full = strings.TrimSpace(n.Title + " " + n.Sub)
 		if len(stages[stage]) == maxNodes {
 			stages[stage][maxNodes-1] = &node{stage: stage, Class: "idle", Title: l.text("path.more"), Full: l.text("path.more"), Href: n.Href}
 			return
