@@ -78,6 +78,9 @@ func (k *checker) check() {
 		k.allow(a)
 	}
 	k.routes()
+	for _, name := range sortedKeys(c.Tokens) {
+		k.token(name, c.Tokens[name])
+	}
 	k.components(c.Listeners, "listener")
 	k.components(c.Connectors, "connector")
 }

@@ -24,6 +24,7 @@ type Config struct {
 	Uplinks    []*Uplink             `toml:"uplink"`
 	Downlinks  []*Downlink           `toml:"downlink"`
 	Connectors map[string]*Component `toml:"connector"`
+	Tokens     map[string]*Token     `toml:"token"`
 
 	named   string        // Path as the user wrote it, for messages
 	entries map[any]*node // where each entry stands
@@ -124,6 +125,28 @@ type Group struct {
 	Pos Pos    `toml:"-"`
 	SAN string `toml:"san"` // pattern such as "*.meters.plant7.example"
 	CN  string `toml:"cn"`
+}
+
+// Token is [token.NAME]: an OAuth 2.0 access token that connectors name and share.
+type Token struct {
+	Pos          Pos               `toml:"-"`
+	Issuer       string            `toml:"issuer"`        // its endpoints are discovered; or
+	TokenURL     string            `toml:"token_url"`     // the token endpoint itself
+	Grant        string            `toml:"grant"`         // "client_credentials" (default), "jwt_bearer", "token_exchange", "refresh_token"
+	ClientID     string            `toml:"client_id"`     //
+	ClientAuth   string            `toml:"client_auth"`   // "private_key_jwt" (default), "tls", "client_secret_basic", "client_secret_post", "token", "none"
+	ClientSecret SecretRef         `toml:"client_secret"` // for client_secret_*
+	ClientToken  string            `toml:"client_token"`  // for "token": the [token.NAME] that is the client's assertion
+	Key          string            `toml:"key"`           // [key.NAME] that signs assertions and proofs, or shows its certificate
+	KeyID        string            `toml:"key_id"`        // kid of assertions; default the key's thumbprint (RFC 7638)
+	X5T          bool              `toml:"x5t"`           // x5t#S256 instead of kid in assertions
+	Audience     string            `toml:"audience"`      // aud of assertions; default the token endpoint
+	Subject      string            `toml:"subject"`       // sub of jwt_bearer's assertion; default client_id
+	SubjectToken string            `toml:"subject_token"` // the [token.NAME] that token_exchange exchanges
+	Scopes       []string          `toml:"scopes"`
+	Params       map[string]string `toml:"params"` // further parameters, as resource or audience
+	DPoP         bool              `toml:"dpop"`   // bound to the key by RFC 9449
+	CA           Path              `toml:"ca"`     // system roots where empty
 }
 
 // Allow is [[allow]].

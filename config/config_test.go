@@ -227,7 +227,7 @@ func TestExampleHasEveryKey(t *testing.T) {
 	text := string(config.Example())
 	for header, v := range map[string]any{
 		"[gateway]": config.Gateway{}, "[log]": config.Log{}, "[status]": config.Status{}, "[spool]": config.Spool{},
-		"[key.": config.Key{}, "[issuer.": config.Issuer{}, "[device.": config.Device{}, "[group.": config.Group{},
+		"[key.": config.Key{}, "[issuer.": config.Issuer{}, "[device.": config.Device{}, "[group.": config.Group{}, "[token.": config.Token{}, "[authenticator]": config.Authenticator{},
 		"[[allow]]": config.Allow{}, "[[uplink]]": config.Uplink{}, "[[downlink]]": config.Downlink{},
 	} {
 		sections := strings.Split("\n"+text, "\n"+header)[1:]

@@ -73,6 +73,7 @@ func Parse(path string, data []byte, kinds Kinds) (*Config, error) {
 }
 
 func (i *Issuer) defaults(string) { i.DeviceClaim, i.GroupsClaim = "sub", "groups" }
+func (t *Token) defaults(string)  { t.Grant, t.ClientAuth = "client_credentials", "private_key_jwt" }
 func (a *Authenticator) defaults(string) {
 	a.Timeout, a.Cache = Duration(5*time.Second), Duration(time.Minute)
 }

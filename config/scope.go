@@ -84,6 +84,11 @@ func (s *Scope) Issuer(key, name string) bool {
 	return s.k.exists(s, key, name, "issuer", sortedKeys(s.k.c.Issuers))
 }
 
+// Token reports a key's value that names no [token.NAME].
+func (s *Scope) Token(key, name string) bool {
+	return s.k.exists(s, key, name, "token", sortedKeys(s.k.c.Tokens))
+}
+
 // OneOf reports a value that is not one of allowed.
 func (s *Scope) OneOf(key, value string, allowed ...string) bool {
 	if slices.Contains(allowed, value) {
