@@ -42,7 +42,7 @@ func Examine(ctx context.Context, conn net.Conn, o Options, address Address, top
 	timed := stopwatch(step)
 	nonce := []byte(rand.Text())
 	echo := make(chan struct{}, 1)
-	o.ClientID, o.SessionExpiry, o.NoLocal, o.Suspects = o.ClientID+"-doctor", 0, false, nil
+	o.ClientID, o.SessionExpiry, o.NoLocal = o.ClientID+"-doctor", 0, false
 	o.Receive = func(_ context.Context, p msg.Publication) error {
 		if bytes.Equal(p.Payload, nonce) {
 			select {

@@ -43,8 +43,6 @@ type Options struct {
 
 	Now func() time.Time // the trusted clock; never nil
 
-	Suspects *Suspects // shared by the sessions of one connector; nil: none are kept
-
 	Sent, Read *atomic.Int64 // count octets of MQTT; may be nil
 }
 
@@ -85,9 +83,6 @@ func Start(ctx context.Context, conn net.Conn, o Options) (*Session, error) {
 		return nil, err
 	}
 	conn.SetDeadline(time.Time{})
-	if s.careful = o.Suspects.careful(); s.careful {
-		s.server.Window = 1
-	}
 	s.slots = make([]slot, s.server.Window+1)
 	for id := 1; id <= s.server.Window; id++ {
 		s.free = append(s.free, uint16(id))
@@ -108,9 +103,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.AckTimeout == 0 {
 		o.AckTimeout = ackTimeout
-	}
-	if o.Suspects == nil {
-		o.Suspects = new(Suspects)
 	}
 	if o.Sent == nil {
 		o.Sent = new(atomic.Int64)

@@ -127,12 +127,11 @@ key  = "identity"                  # client certificate; without it none is show
 
 // Connector reaches one broker.
 type Connector struct {
-	env      northbound.Env
-	cfg      Config
-	url      *url.URL
-	suspects Suspects
-	sent     atomic.Int64
-	read     atomic.Int64
+	env  northbound.Env
+	cfg  Config
+	url  *url.URL
+	sent atomic.Int64
+	read atomic.Int64
 }
 
 func open(env northbound.Env, cfg any) (northbound.Connector, error) {
@@ -243,7 +242,7 @@ func (c *Connector) options(ctx context.Context) (Options, error) {
 	o := Options{
 		Version: byte(c.cfg.Version), ClientID: c.cfg.ClientID, Username: c.cfg.Username,
 		KeepAlive: time.Duration(c.cfg.KeepAlive), SessionExpiry: time.Duration(c.cfg.SessionExpiry),
-		Window: c.cfg.Window, NoLocal: true, Now: c.env.Now, Suspects: &c.suspects, Sent: &c.sent, Read: &c.read,
+		Window: c.cfg.Window, NoLocal: true, Now: c.env.Now, Sent: &c.sent, Read: &c.read,
 	}
 	if o.ClientID == "" {
 		o.ClientID = c.env.Gateway

@@ -1,7 +1,6 @@
 package mqtt
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,9 +16,6 @@ import (
 func (s *Session) outgoing(p *msg.Publication) (*packets.Publish, error) {
 	if err := CheckTopic(p.Topic); err != nil {
 		return nil, msg.Permanent(err)
-	}
-	if s.opts.Suspects.convicted(p.ID) {
-		return nil, msg.Permanent(errors.New("the platform breaks the connection each time it is sent this"))
 	}
 	q := &packets.Publish{
 		Topic: p.Topic, Payload: p.Payload,

@@ -37,14 +37,13 @@ type Session struct {
 	codec  codec
 	inbox  inbox
 
-	work    context.Context // ends first: what deliveries see
-	stop    context.CancelFunc
-	careful bool            // one publication at a time, see Suspects
-	ctx     context.Context // ends when reader and writer have
-	cancel  context.CancelCauseFunc
-	gone    chan struct{} // closed when every goroutine of the session has ended
-	kick    chan struct{} // wakes the writer
-	auths   chan *packets.Auth
+	work   context.Context // ends first: what deliveries see
+	stop   context.CancelFunc
+	ctx    context.Context // ends when reader and writer have
+	cancel context.CancelCauseFunc
+	gone   chan struct{} // closed when every goroutine of the session has ended
+	kick   chan struct{} // wakes the writer
+	auths  chan *packets.Auth
 
 	mu       sync.Mutex
 	room     *sync.Cond // with mu: window, output buffer or the end has changed
@@ -52,10 +51,7 @@ type Session struct {
 	unwired  []confirm // QoS 0: done once they are written
 	slots    []slot    // by packet id; 0 is not used
 	free     []uint16  // packet ids, the longest unused first
-	posted   int64     // publications that were put in line
-	waiting  bool      // no ping has been answered yet
 	swept    bool      // QoS 2: the broker holds nothing of an earlier session under our packet ids
-	fruitful bool      // something was confirmed
 	acked    time.Time // when the platform last confirmed something, or the first of what is in flight was sent
 	sent     time.Time // last write
 	heard    time.Time // last packet read
@@ -78,8 +74,6 @@ type confirm struct {
 // slot is what a packet id is used for; done and answer nil: nothing.
 type slot struct {
 	confirm
-	id       msg.ID
-	at       int64               // place in the order of sending
 	answer   chan packets.Packet // of SUBSCRIBE and UNSUBSCRIBE
 	released bool                // QoS 2: PUBREL is out
 }
@@ -96,7 +90,7 @@ func (s *Session) Send(ctx context.Context, batch []msg.Publication, done func(i
 	for i := range batch {
 		p, err := s.outgoing(&batch[i])
 		if err == nil {
-			err = s.post(ctx, p, slot{confirm: confirm{done, i}, id: batch[i].ID})
+			err = s.post(ctx, p, slot{confirm: confirm{done, i}})
 		}
 		switch {
 		case err == nil:
@@ -118,7 +112,7 @@ func (s *Session) wake() {
 // post puts p in line once there is room for it. An error that is not permanent says that the session or ctx has ended.
 func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) error {
 	s.mu.Lock()
-	for s.end == nil && !s.closing && ctx.Err() == nil && !s.roomFor(p) {
+	for s.end == nil && !s.closing && ctx.Err() == nil && (s.out.Len() >= outMax || p.QoS > 0 && len(s.free) == 0) {
 		s.room.Wait()
 	}
 	switch {
@@ -155,20 +149,10 @@ func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) error {
 			s.acked = time.Now()
 		}
 		s.free = s.free[1:]
-		s.posted++
-		to.at = s.posted
 		s.slots[p.PacketID] = to
 	}
 	s.flush()
 	return nil
-}
-
-// roomFor tells whether p may be put in line now; mu is held.
-func (s *Session) roomFor(p *packets.Publish) bool {
-	if s.careful && s.waiting {
-		return false
-	}
-	return s.out.Len() < outMax && (p.QoS == 0 || len(s.free) > 0)
 }
 
 // sweep releases what an earlier session may have left at the broker under our packet ids: a QoS 2 publication under such an id would
@@ -226,16 +210,11 @@ func (s *Session) start() {
 	var wires, all sync.WaitGroup
 	now := time.Now()
 	s.acked, s.sent, s.heard = now, now, now
-	if s.waiting = s.careful; s.waiting {
-		s.pinged = now
-		s.write(&packets.Pingreq{})
-	}
 	wires.Go(func() { s.failNow(s.read()) })
 	wires.Go(func() { s.failNow(s.pour()) })
 	wires.Go(func() { s.keep() })
 	all.Go(func() {
 		wires.Wait()
-		s.testify()
 		s.cancel(s.end)
 	})
 	go func() {
@@ -243,22 +222,6 @@ func (s *Session) start() {
 		s.inbox.wait()
 		close(s.gone)
 	}()
-}
-
-// testify tells the suspects how the session has ended.
-func (s *Session) testify() {
-	if s.fruitful || !byPublication(s.end) || time.Since(s.acked) > early {
-		return
-	}
-	var first *slot
-	for i := range s.slots {
-		if sl := &s.slots[i]; sl.done != nil && (first == nil || sl.at < first.at) {
-			first = sl
-		}
-	}
-	if first != nil && first.id != (msg.ID{}) {
-		s.opts.Suspects.broken(first.id, s.careful)
-	}
 }
 
 // Close stops taking publications, waits a little for confirmations, says DISCONNECT and ends the session.

@@ -166,8 +166,7 @@ func (s *Session) take(p packets.Packet, batch []settled) ([]settled, error) {
 		p.Reasons = slices.Clone(p.Reasons)
 		s.reply(p.PacketID, p)
 	case *packets.Pingresp:
-		s.pinged, s.waiting = time.Time{}, false
-		s.room.Broadcast()
+		s.pinged = time.Time{}
 	case *packets.Auth:
 		select {
 		case s.auths <- p:
@@ -202,10 +201,6 @@ func (s *Session) release(id uint16) (slot, bool) {
 	}
 	s.slots[id] = slot{}
 	s.free = append(s.free, id)
-	if sl.done != nil && !s.fruitful {
-		s.fruitful = true
-		s.opts.Suspects.cleared()
-	}
 	s.acked = time.Now()
 	s.room.Broadcast()
 	return sl, true

@@ -33,6 +33,4 @@ func (f *faultyMQTT) Busy(payload string) {
 	f.FateOnce(payload, broker.Verdict{Code: 0x97})
 }
 
-func (f *faultyMQTT) Break(payload string) { f.Fate(payload, broker.Verdict{Drop: true}) }
-
 func (f *faultyMQTT) Unconfirmed() int { return f.Broker.Unconfirmed(f.client) }

@@ -35,7 +35,6 @@ type Faulty interface {
 	Delay(d time.Duration) // confirms that late from now on
 	Refuse(payload string) // refuses publications with that payload for good
 	Busy(payload string)   // refuses the next publication with that payload, for now
-	Break(payload string)  // drops the connection at each publication with that payload
 	Unconfirmed() int      // commands that the gateway has not acknowledged
 }
 
@@ -61,7 +60,6 @@ func TestConnector(t *testing.T, fresh func(t *testing.T) Setup) {
 		"late confirmations do not hold up what follows":          slowly,
 		"a publication refused for good is permanent, alone":      refused,
 		"a publication refused for now is not permanent":          busy,
-		"a publication that breaks the connection is permanent":   breaking,
 		"a publication over the limit is permanent, alone":        tooLarge,
 		"a topic that cannot be is permanent, alone":              badTopic,
 		"closing twice leaves nothing behind":                     closeTwice,
@@ -345,20 +343,6 @@ func (r *run) untilDone(t *testing.T, s northbound.Session, batch []msg.Publicat
 			s = r.dial(t, &Downlink{})
 		}
 	}
-}
-
-func breaking(t *testing.T, r *run) {
-	f := r.faulty(t)
-	f.Break("p-7")
-	s := r.dial(t, &Downlink{})
-	batch := r.batch("p", 30)
-	o := NewOutcome(len(batch))
-	r.untilDone(t, s, batch, o)
-	r.wellDone(t, o, 7)
-	if err, _ := o.Err(7); !msg.IsPermanent(err) {
-		t.Fatalf("not permanent: %v", err)
-	}
-	r.arrived(t, slices.Delete(payloads(batch), 7, 8))
 }
 
 func slowly(t *testing.T, r *run) {
