@@ -1,0 +1,123 @@
+package mqtt
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/southbound/southtest"
+)
+
+// program finds a program that is not ours. Without it the test fails where CI is set and is skipped elsewhere.
+func program(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err == nil {
+		return path
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatalf("%s is not installed: %v", name, err)
+	}
+	t.Skipf("%s is not installed", name)
+	return ""
+}
+
+// mosquitto gives the arguments with which a mosquitto client of device th-1 logs in.
+func mosquitto(t *testing.T, b *southtest.Bench, version, how string) []string {
+	t.Helper()
+	_, port, _ := strings.Cut(b.Addr.String(), ":")
+	args := []string{"-h", "localhost", "-p", port, "-V", version, "--cafile", b.CAFile}
+	if how == "password" {
+		return append(args, "-u", "th-1", "-P", string(b.Secret("th-1")))
+	}
+	crt, key := b.IssueFiles(t, "th-1")
+	return append(args, "--cert", crt, "--key", key)
+}
+
+func TestMosquittoClients(t *testing.T) {
+	pub, sub, rr := program(t, "mosquitto_pub"), program(t, "mosquitto_sub"), program(t, "mosquitto_rr")
+	for _, version := range []string{"mqttv311", "mqttv5"} {
+		for _, how := range []string{"password", "certificate"} {
+			t.Run(version+" "+how, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				b := southtest.Start(t, driver5)
+				login := mosquitto(t, b, version, how)
+				run := func(program string, args ...string) string {
+					t.Helper()
+					out, err := exec.CommandContext(ctx, program, append(login[:len(login):len(login)], args...)...).CombinedOutput()
+					if err != nil {
+						t.Fatalf("%s %q: %v\n%s", program, args, err, out)
+					}
+					return string(out)
+				}
+				for i, qos := range []string{"0", "1", "2"} {
+					run(pub, "-t", "sensors/temp", "-m", qos, "-q", qos)
+					if m := b.Up.Await(ctx, t, i+1)[i]; string(m.Payload) != qos || m.Device != "th-1" || m.Resource != "/sensors/temp" {
+						t.Errorf("QoS %s: submitted %+v", qos, m)
+					}
+				}
+				run(pub, "-t", "shelf/a", "-m", "kept", "-q", "1", "-r")
+				if out := run(sub, "-t", "shelf/#", "-q", "2", "-C", "1", "-v"); out != "shelf/a kept\n" {
+					t.Errorf("retained: %q", out)
+				}
+				// A command, and a device that answers it.
+				var told bytes.Buffer
+				listen := exec.CommandContext(ctx, sub, append(login, "-t", "actuators/setpoint", "-q", "1", "-C", "1")...)
+				listen.Stdout = &told
+				if err := listen.Start(); err != nil {
+					t.Fatal(err)
+				}
+				if r := deliverWhenReady(ctx, t, b, setpoint("th-1", "21", false)); r.Status != msg.Done {
+					t.Errorf("reply %+v", r)
+				}
+				if err := listen.Wait(); err != nil || told.String() != "21\n" {
+					t.Errorf("the device was told %q (%v)", told.String(), err)
+				}
+				if version == "mqttv5" {
+					answer := exec.CommandContext(ctx, sub, append(login, "-t", "ask/+", "-q", "1", "-C", "1", "-F", "%R %D %p")...)
+					var question bytes.Buffer
+					answer.Stdout = &question
+					if err := answer.Start(); err != nil {
+						t.Fatal(err)
+					}
+					for b.Listener.(*listener).broker.topics.match(nil, "ask/me", nil) == nil && ctx.Err() == nil {
+						time.Sleep(10 * time.Millisecond)
+					}
+					ask := exec.CommandContext(ctx, rr, append(login, "-t", "ask/me", "-e", "answer/me", "-m", "time?", "-W", "1")...)
+					_ = ask.Run() // nobody answers; what counts is what the question carried
+					if err := answer.Wait(); err != nil || !strings.HasPrefix(question.String(), "answer/me ") {
+						t.Errorf("mosquitto_rr asked %q (%v)", question.String(), err)
+					}
+				}
+			})
+		}
+	}
+}
+
+func setpoint(device, payload string, wantReply bool) msg.Message {
+	now := time.Now()
+	return msg.Message{ID: msg.NewID(now), Time: now, Device: device, Method: "PUT", Resource: "/actuators/setpoint",
+		Type: "text/plain", Payload: []byte(payload), WantReply: wantReply}
+}
+
+// deliverWhenReady repeats a command until the device is connected and subscribed.
+func deliverWhenReady(ctx context.Context, t *testing.T, b *southtest.Bench, m msg.Message) msg.Reply {
+	t.Helper()
+	for {
+		r, err := b.Listener.Deliver(ctx, m)
+		if err == nil && r.Code != "not-subscribed" {
+			return r
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("the device did not become ready: %+v, %v", r, err)
+		}
+	}
+}
