@@ -51,6 +51,7 @@ type log struct {
 	checkpointLen int64      // of the newest
 	relieving     time.Time  // not before
 	parted        bool       // the last checkpoint before the end was tried
+	parting       error      // what became of it
 
 	lost, dropped uint64
 	holes         []span
@@ -277,6 +278,9 @@ func (l *log) run() {
 		if len(b.done) > 0 {
 			l.completed <- b // has room for all that may wait
 		} else {
+			if l.parted {
+				l.parting = b.err
+			}
 			l.recycle(b)
 		}
 	}

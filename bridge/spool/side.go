@@ -27,12 +27,12 @@ func (l *log) relieve(short bool) {
 		}
 		bytes += max(here, 0)
 	}
-	free := len(l.free)
+	held, free := int64(len(l.segs))*s.o.Segment, len(l.free)
 	if !l.tail() {
 		free--
 	}
 	s.mu.Unlock()
-	if bytes*2 > int64(len(l.segs))*s.o.Segment || free < len(slow) {
+	if bytes*2 > held || free < len(slow) {
 		return
 	}
 	ok := true

@@ -290,7 +290,7 @@ func (s *Spool) Stats() Stats {
 }
 
 // Close takes no more, writes what is waiting and how far the consumers are, and closes the files. Read ends with ErrClosed.
-// It must not be called from a completion.
+// It must not be called from a completion, and what is settled after it has begun may not be written down.
 func (s *Spool) Close() error {
 	s.mu.Lock()
 	if s.closing {
@@ -311,13 +311,13 @@ func (s *Spool) Close() error {
 	s.mu.Unlock()
 	s.kick()
 	s.keeper.Wait()
-	var err error
+	var errs []error
 	for _, l := range s.logs {
-		if l != nil && l.changes != l.saved {
-			err = fmt.Errorf("spool: %v: what is settled was not written down, so some of it will be sent again", l.class)
+		if l != nil && l.parting != nil {
+			errs = append(errs, fmt.Errorf("spool: %v: what was settled last is not written down and will be sent again: %w", l.class, l.parting))
 		}
 	}
-	return errors.Join(err, s.closeFiles(), s.disk.Close())
+	return errors.Join(append(errs, s.closeFiles(), s.disk.Close())...)
 }
 
 func (s *Spool) closeFiles() error {
