@@ -96,13 +96,14 @@ func (s *site) reports(cloud *lines) {
 // commands sends one to a device of each kind and awaits the reply.
 func (s *site) commands(cloud *lines) {
 	s.t.Helper()
-	observer := s.follow("coap-client-openssl", "-s", "30", "-w", "-u", "th-1", "-k", "0123456789abcdef", "coaps://"+s.coap+"/actuators/setpoint")
-	subscriber := s.follow("mosquitto_sub", s.atGateway("-i", "press-1", "-u", "press-1", "-P", "correct horse", "-q", "1", "-v", "-t", "actuators/setpoint")...)
+	observer := s.follow("stdbuf", "-oL", "coap-client-openssl", "-v", "6", "-s", "30", "-w", "-u", "th-1", "-k", "0123456789abcdef", "coaps://"+s.coap+"/actuators/setpoint")
+	subscriber := s.follow("stdbuf", append([]string{"-oL", "mosquitto_sub"}, s.atGateway("-i", "press-1", "-u", "press-1", "-P", "correct horse", "-q", "1", "-v", "-d", "-t", "actuators/setpoint")...)...)
+	observer.expectContaining("c:2.05")
+	subscriber.expectContaining("Subscribed")
 	for device, want := range map[string]struct {
 		peer *lines
 		line string
 	}{"th-1": {observer, "21.5"}, "press-1": {subscriber, "actuators/setpoint 21.5"}} {
-		s.connected(device)
 		mustRun(s.t, "mosquitto_pub", s.atCloud("-q", "1", "-t", "cmd/gw/"+device+"/setpoint", "-m", "21.5")...)
 		want.peer.expect(want.line)
 		cloud.expect("cmd/gw/" + device + "/setpoint/reply (null)")
@@ -138,7 +139,7 @@ func (s *site) connected(device string) {
 		}
 		defer resp.Body.Close()
 		body, _ := io.ReadAll(resp.Body)
-		return strings.Contains(string(body), `"connected":true`)
+		return strings.Contains(string(body), `"connected": true`)
 	})
 }
 

@@ -398,7 +398,8 @@ func (s *site) follow(name string, args ...string) *lines {
 	s.t.Helper()
 	p := &process{Cmd: exec.Command(program(s.t, name), args...), t: s.t, ended: make(chan struct{})}
 	r, w := io.Pipe()
-	p.Stdout, p.Stderr = io.MultiWriter(p, w), p
+	p.Stdout = io.MultiWriter(p, w)
+	p.Stderr = p.Stdout
 	l := &lines{p, make(chan string, 1024)}
 	go func() {
 		for sc := bufio.NewScanner(r); sc.Scan(); {
@@ -410,19 +411,28 @@ func (s *site) follow(name string, args ...string) *lines {
 	return l
 }
 
-// expect waits for a line and fails where another minute passes without it.
+// expect waits for a line and fails where a minute passes without it.
 func (l *lines) expect(want string) {
 	l.t.Helper()
-	after := time.After(time.Minute)
-	for {
+	l.await(want, func(line string) bool { return line == want })
+}
+
+// expectContaining waits for a line with the text in it.
+func (l *lines) expectContaining(want string) {
+	l.t.Helper()
+	l.await("..."+want+"...", func(line string) bool { return strings.Contains(line, want) })
+}
+
+func (l *lines) await(want string, is func(string) bool) {
+	l.t.Helper()
+	for after := time.After(time.Minute); ; {
 		select {
 		case got := <-l.ch:
-			if got == want {
+			if is(got) {
 				return
 			}
-			l.t.Logf("passed over %q", got)
 		case <-after:
-			l.t.Fatalf("waited a minute for the line %q; printed so far:\n%s", want, l.output())
+			l.t.Fatalf("waited a minute for the line %q", want)
 		}
 	}
 }
