@@ -117,7 +117,18 @@ func (s *Supervisor) keep(ctx context.Context, t *Task, run func(context.Context
 	defer reporter.ClearAll()
 	for pause := firstPause; ; {
 		began := time.Now()
+		settled := make(chan struct{})
+		settle := time.AfterFunc(goodRun, func() {
+			reporter.Clear(&TaskFailed)
+			close(settled)
+		})
 		err := once(ctx, t, run)
+		if !settle.Stop() {
+			<-settled // else a late Clear could take away what is set below
+		}
+		if p, ok := errors.AsType[*Panic](err); ok {
+			s.log.Error("panic", "task", t.Name, "value", fmt.Sprint(p.Value), "stack", string(p.Stack))
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -127,8 +138,8 @@ func (s *Supervisor) keep(ctx context.Context, t *Task, run func(context.Context
 		if time.Since(began) >= goodRun {
 			pause = firstPause
 		}
-		reporter.Set(&TaskFailed, err.Error())
 		t.Waiting()
+		reporter.Set(&TaskFailed, err.Error())
 		select {
 		case <-time.After(pause/2 + rand.N(pause/2)):
 		case <-ctx.Done():
@@ -138,18 +149,16 @@ func (s *Supervisor) keep(ctx context.Context, t *Task, run func(context.Context
 		t.mu.Lock()
 		t.restart++
 		t.mu.Unlock()
-		settle := time.AfterFunc(goodRun, func() { reporter.Clear(&TaskFailed) })
-		defer settle.Stop()
 	}
 }
 
-// Panic is the error of a task that panicked.
+// Panic is the error of a task that panicked. The log has its stack.
 type Panic struct {
 	Value any
 	Stack []byte
 }
 
-func (p *Panic) Error() string { return fmt.Sprintf("panic: %v\n%s", p.Value, p.Stack) }
+func (p *Panic) Error() string { return fmt.Sprintf("panic: %v", p.Value) }
 
 func once(ctx context.Context, t *Task, run func(context.Context, *Task) error) (err error) {
 	defer func() {
