@@ -267,8 +267,9 @@ func inOrder(t *testing.T, r *run) {
 		}
 	}
 	r.wellDone(t, o)
-	if got := r.Cloud.Received(); !slices.Equal(got, payloads(batch)) {
-		t.Fatalf("arrived: %q", got)
+	r.arrived(t, payloads(batch))
+	if got := r.Cloud.Received(); len(got) != len(batch) {
+		t.Fatalf("repeated in one session: %q", got)
 	}
 }
 
