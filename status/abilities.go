@@ -85,8 +85,9 @@ type DeadLetter struct {
 	Reason    string    `json:"reason"`
 	Accepted  time.Time `json:"accepted"` // when the device was told yes
 	Died      time.Time `json:"died"`     // when it was given up
+	Size      int       `json:"size"`     // octets of the payload
 	Type      string    `json:"type,omitempty"`
-	Payload   []byte    `json:"payload,omitempty"`
+	Payload   []byte    `json:"payload,omitempty"` // nil where it is not shown
 }
 
 // Disconnecter is the ability to end a device's sessions.

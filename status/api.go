@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/southbound"
 )
 
@@ -176,12 +177,10 @@ func refuse(w http.ResponseWriter, err error) {
 	r, ok := errors.AsType[*Refused](err)
 	if !ok {
 		r = &Refused{Message: err.Error()}
-		if many, ok := errors.AsType[interface {
-			error
-			Unwrap() []error
-		}](err); ok {
-			for _, e := range many.Unwrap() {
-				r.Details = append(r.Details, e.Error())
+		if mistakes, ok := errors.AsType[config.Errors](err); ok {
+			r.Message = fmt.Sprintf("%s: nothing was changed", english.count("mistakes", len(mistakes)))
+			for _, m := range mistakes {
+				r.Details = append(r.Details, m.Error())
 			}
 		}
 		if h, ok := errors.AsType[interface {

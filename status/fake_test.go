@@ -158,7 +158,8 @@ func well() *gateway {
 		Time: noon,
 		Gateway: Gateway{ID: "plant7-gw1", Version: "0.1.0", Config: "/etc/drawbridge/drawbridge.toml", Started: noon.Add(-76 * time.Hour),
 			StateBytes: 48 << 20, RSSBytes: 31 << 20},
-		Devices: DeviceCount{Connected: 12, Queued: 3},
+		Outcomes: map[string]int64{"accepted": 81203, "denied": 4},
+		Devices:  DeviceCount{Connected: 12, Queued: 3},
 		Listeners: []Listener{
 			{Name: "field", Type: "coap", Address: "[::]:5684", Security: []string{"psk", "x509"}, Bound: true, Devices: 8,
 				Counters: map[string]int64{"handshakes_ok": 41, "handshakes_failed": 2}},

@@ -31,7 +31,7 @@ func TestEveryTextIsInEveryLanguage(t *testing.T) {
 // uses are the ways in which templates and code name a text.
 var uses = []*regexp.Regexp{
 	regexp.MustCompile(`(?:\$?\.[TC]) "([a-z.]+)"`),
-	regexp.MustCompile(`l\.(?:text|textf|count)\("([a-z.]+)"`),
+	regexp.MustCompile(`(?:l|L|english)\.(?:text|textf|count)\("([a-z.]+)"`),
 	regexp.MustCompile(`"(path\.[a-z]+)"`),
 }
 

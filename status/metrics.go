@@ -53,6 +53,9 @@ func (m metrics) gateway(s *Snapshot) {
 	for _, p := range s.Problems {
 		m.gauge("problem", "What is wrong now; 1 for each problem.", 1, "code", p.Code, "severity", p.Severity.String(), "subject", p.Subject)
 	}
+	for result, n := range s.Outcomes {
+		m.counter("reports_total", "Reports of devices since start, by what they were told.", float64(n), "result", result)
+	}
 	m.gauge("devices_connected", "Devices with a session or association.", float64(s.Devices.Connected))
 	m.gauge("commands_queued", "Commands that wait in mailboxes.", float64(s.Devices.Queued))
 }

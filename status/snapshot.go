@@ -30,6 +30,7 @@ type Snapshot struct {
 	Verdict    Verdict               `json:"verdict"`    // the whole in one sentence; filled in by this package
 	Gateway    Gateway               `json:"gateway"`    // the process itself
 	Problems   []health.Problem      `json:"problems"`   // what is wrong now, worst first
+	Outcomes   map[string]int64      `json:"outcomes"`   // reports of devices since start, by what they were told: "accepted", "denied", "full", ...
 	Devices    DeviceCount           `json:"devices"`    // how many; the list itself is paged, see /v1/devices
 	Listeners  []Listener            `json:"listeners"`  // where devices connect, by name
 	Routes     []Route               `json:"routes"`     // what leads where, in the file's order

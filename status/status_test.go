@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -21,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/southbound"
 )
 
@@ -204,19 +204,14 @@ func TestClientAsksAndActsOverTheSocket(t *testing.T) {
 	}
 }
 
-// mistakes is an error that is made of several.
-type mistakes []error
-
-func (m mistakes) Error() string   { return fmt.Sprintf("%d mistakes", len(m)) }
-func (m mistakes) Unwrap() []error { return m }
-
 func TestARefusedReloadTellsEveryMistake(t *testing.T) {
 	g := well()
-	g.reload = mistakes{errors.New("drawbridge.toml:3:1: unknown key \"gatway\""), errors.New("drawbridge.toml:9:5: no connector \"clod\"")}
+	g.reload = config.Errors{{Path: "drawbridge.toml", Pos: config.Pos{Line: 3, Col: 1}, Msg: `unknown key "gatway"`},
+		{Path: "drawbridge.toml", Pos: config.Pos{Line: 9, Col: 5}, Msg: `there is no connector "clod"`}}
 	_, socket := start(t, g)
 	_, err := NewClient(socket).Reload(t.Context())
 	r, ok := errors.AsType[*Refused](err)
-	if !ok || r.Message != "2 mistakes" || len(r.Details) != 2 || r.Details[1] != "drawbridge.toml:9:5: no connector \"clod\"" {
+	if !ok || r.Message != "2 mistakes: nothing was changed" || len(r.Details) != 2 || r.Details[1] != `drawbridge.toml:9:5: there is no connector "clod"` {
 		t.Errorf("%#v", err)
 	}
 }

@@ -103,6 +103,9 @@ func (c *Connector) lastError(now time.Time) string {
 	if c.LastError == "" {
 		return "none"
 	}
+	if c.LastFault.IsZero() {
+		return c.LastError
+	}
 	return fmt.Sprintf("%s ago: %s", english.since(c.LastFault, now), c.LastError)
 }
 
