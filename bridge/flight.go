@@ -3,7 +3,6 @@ package bridge
 import (
 	"context"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,13 +17,6 @@ const (
 	maxInFlightBytes = 8 << 20 // octets of their records; one may exceed it alone
 	maxBatch         = 512
 	stallTime        = 2 * time.Minute // without a confirmation for anything: the session is dead
-)
-
-// A message is given up when it has been alone in maxStrikes failed sessions and the one behind it then goes through.
-// Where the one behind fails too, it is the cloud's fault, and both are kept.
-const (
-	maxStrikes = 3
-	carefulFor = 64 // messages that are sent one at a time after maxStrikes sessions without a confirmation
 )
 
 // flight is what one session has under way.
@@ -80,7 +72,7 @@ func (f *flight) run(ctx context.Context, beat Beat) error {
 // pump reads and sends.
 func (f *flight) pump(ctx context.Context, beat Beat) error {
 	for {
-		for f.p.careful > 0 {
+		for f.p.probe.careful > 0 {
 			if err := f.oneAlone(ctx, beat); err != nil {
 				return err
 			}
@@ -314,113 +306,4 @@ func (f *flight) bury() {
 		f.mu.Unlock()
 		f.p.b.waiting.settle(l.e.ID, f.p.name, msg.Refuse(msg.Unprocessable, "%s refused it: %s", f.p.name, l.reason))
 	}
-}
-
-// oneAlone sends the next message with nothing else in flight, to find one that ends sessions.
-func (f *flight) oneAlone(ctx context.Context, beat Beat) error {
-	if err := f.read(ctx, 2, beat); err != nil {
-		return err
-	}
-	p, head := f.p, f.held[0]
-	if head.ID != p.suspect {
-		p.suspect, p.strikes = head.ID, 0
-	}
-	if p.strikes >= maxStrikes {
-		p.health.Set(&CloudRefusesMessage, fmt.Sprintf("message %s, %d times", head.ID, p.strikes))
-		if p.strikes%2 == 1 && f.second(ctx) {
-			return f.tryBehind(ctx, head, beat)
-		}
-	}
-	b := f.prepare(f.held[:1])
-	if err := f.alone(ctx, b, beat); err != nil {
-		p.strikes++
-		return err
-	}
-	f.held = f.held[1:]
-	f.passed()
-	return nil
-}
-
-// second tells whether there is a message behind the first that is held.
-func (f *flight) second(ctx context.Context) bool {
-	if len(f.held) < 2 {
-		ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-		defer cancel()
-		more, _ := f.p.consumer.Read(ctx, 1, maxInFlightBytes/8) // an end of ctx shows with the next Read
-		f.held = append(f.held, more...)
-	}
-	return len(f.held) >= 2
-}
-
-// tryBehind sends the message behind one that keeps failing. Where the cloud takes it, the fault is the first one's.
-func (f *flight) tryBehind(ctx context.Context, head spool.Entry, beat Beat) error {
-	b := f.prepare(f.held[1:2])
-	if err := f.alone(ctx, b, beat); err != nil {
-		f.p.strikes++
-		return err
-	}
-	if len(b.pubs) > 0 { // it was sent and confirmed
-		f.mu.Lock()
-		f.count++
-		f.bytes += len(head.Data)
-		f.buryLocked(burial{head, fmt.Sprintf("the cloud did not take it in %d sessions, but took the one behind it", f.p.strikes)})
-		f.mu.Unlock()
-		f.held = f.held[2:]
-		f.passed()
-		return nil
-	}
-	f.held = append(f.held[:1], f.held[2:]...)
-	return nil
-}
-
-// passed notes that a message went through alone.
-func (f *flight) passed() {
-	f.p.careful--
-	f.p.strikes = 0
-	f.p.health.Clear(&CloudRefusesMessage)
-}
-
-// alone sends the batch of at most one and waits until nothing is in flight.
-func (f *flight) alone(ctx context.Context, b *batch, beat Beat) error {
-	if err := f.send(ctx, b, beat); err != nil {
-		return err
-	}
-	for {
-		f.mu.Lock()
-		n := f.count
-		f.mu.Unlock()
-		if n == 0 {
-			return nil
-		}
-		select {
-		case <-f.room:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// fits holds a publication against the limits of a platform.
-func fits(p *msg.Publication, l northbound.Limits) error {
-	if l.Payload > 0 && len(p.Payload) > l.Payload {
-		return fmt.Errorf("payload of %d octets: the platform takes %d", len(p.Payload), l.Payload)
-	}
-	return topicFits(p.Topic, l)
-}
-
-// maxTopic is MQTT's own limit (MQTT 5 section 1.5.4).
-const maxTopic = 65535
-
-func topicFits(topic string, l northbound.Limits) error {
-	most := maxTopic
-	if l.Topic > 0 {
-		most = min(most, l.Topic)
-	}
-	if len(topic) > most {
-		return fmt.Errorf("topic of %d octets: the platform takes %d", len(topic), most)
-	}
-	if levels := strings.Count(topic, "/") + 1; l.TopicLevels > 0 && levels > l.TopicLevels {
-		return fmt.Errorf("topic of %d levels: the platform takes %d", levels, l.TopicLevels)
-	}
-	return nil
 }

@@ -43,12 +43,7 @@ type pump struct {
 	consumer reader
 	health   *health.Reporter
 	nudge    chan struct{} // capacity 1: ends a wait
-
-	// Of the task alone.
-	barren  int    // sessions in a row that sent something and had nothing confirmed
-	careful int    // messages still to be sent one at a time
-	suspect msg.ID // the message that was alone when the last session failed
-	strikes int    // how often that was so
+	probe    probe
 
 	mu     sync.Mutex
 	paused bool                    // guarded by mu
@@ -95,6 +90,9 @@ func (p *pump) run(ctx context.Context, c northbound.Connector, beat Beat) error
 			pause = firstPause
 		}
 		wait := pause/2 + rand.N(pause/2)
+		if p.probe.hurried() {
+			wait = firstPause
+		}
 		p.set(StateWaiting, err)
 		p.setNext(p.b.o.Now().Add(wait))
 		beat.Waiting()
@@ -163,14 +161,7 @@ func (p *pump) session(ctx context.Context, c northbound.Connector, beat Beat) (
 
 	f := newFlight(p, s, cancel)
 	err = f.run(ctx, beat)
-	if f.sent > 0 && f.delivered == 0 {
-		p.barren++
-	} else if f.delivered > 0 {
-		p.barren = 0
-	}
-	if p.barren >= maxStrikes {
-		p.careful = max(p.careful, carefulFor)
-	}
+	p.probe.ended(f.sent, f.delivered, err)
 	if task.Err() == nil && !errors.Is(err, errPaused) && !errors.Is(err, errTopicsChanged) {
 		p.health.Set(&CloudUnreachable, err.Error())
 	}

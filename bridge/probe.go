@@ -1,0 +1,197 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/drawbridge/drawbridge/bridge/spool"
+	"github.com/drawbridge/drawbridge/internal/health"
+	"github.com/drawbridge/drawbridge/internal/msg"
+)
+
+// A message that a cloud cannot take must not hold up those behind it for ever, and a cloud that takes nothing for hours must not
+// cost a single message. So when sessions fail again and again, messages are sent alone to find out which of the two it is. One
+// is given up only when it has failed alone maxStrikes times and then, maxProofs times, directly before and after another that was taken.
+const (
+	maxStrikes = 3
+	maxProofs  = 2
+	carefulFor = 64 // messages that are sent alone after maxStrikes sessions without a confirmation
+	lookBehind = 16 // messages among which one of another device is sought
+)
+
+// probe is what a pump has found out about the message at the head of its queue. Only the task uses it.
+type probe struct {
+	barren  int    // sessions in a row that sent something and had nothing confirmed
+	refused msg.ID // the message that the cloud did not take in the last session, and said so
+	times   int    // sessions in a row for which that was so
+	careful int    // messages still to be sent alone
+
+	suspect msg.ID // the message at the head
+	strikes int    // sessions that failed when it was alone
+	proofs  int    // how often it failed right after another was taken
+	next    trial
+}
+
+// trial is what is to be tried next.
+type trial byte
+
+const (
+	tryHead  trial = iota
+	tryOther       // the head has just failed
+	tryAgain       // another has just been taken
+	giveUp         // the head has failed directly before and after others, often enough
+)
+
+// ended takes note of how a session ended.
+func (p *probe) ended(sent, delivered int, err error) {
+	switch {
+	case delivered > 0:
+		p.barren = 0
+	case sent > 0:
+		p.barren++
+	}
+	if n, ok := errors.AsType[*notTaken](err); !ok {
+		p.refused, p.times = msg.ID{}, 0
+	} else if n.id != p.refused {
+		p.refused, p.times = n.id, 1
+	} else if p.times++; p.times >= maxStrikes {
+		p.careful = max(p.careful, 1)
+	}
+	if p.barren >= maxStrikes {
+		p.careful = max(p.careful, carefulFor)
+	}
+}
+
+// hurried tells whether the next session should follow soon, to compare it with the last.
+func (p *probe) hurried() bool { return p.careful > 0 && (p.next == tryOther || p.next == giveUp) }
+
+// look begins with a message at the head, unless it is still the same.
+func (p *probe) look(head msg.ID) {
+	if head != p.suspect {
+		p.suspect, p.strikes, p.proofs, p.next = head, 0, 0, tryHead
+	}
+}
+
+// failed takes note that the head has failed alone.
+func (p *probe) failed() {
+	p.strikes++
+	if p.next == tryAgain {
+		p.proofs++
+	}
+	switch {
+	case p.proofs >= maxProofs:
+		p.next = giveUp
+	case p.strikes >= maxStrikes:
+		p.next = tryOther
+	}
+}
+
+// passed takes note that the head is out of the way.
+func (p *probe) passed(h *health.Reporter) {
+	p.careful--
+	p.look(msg.ID{})
+	h.Clear(&CloudRefusesMessage)
+}
+
+// oneAlone takes the next step with nothing else in flight.
+func (f *flight) oneAlone(ctx context.Context, beat Beat) error {
+	if err := f.read(ctx, lookBehind, beat); err != nil {
+		return err
+	}
+	p, head := &f.p.probe, f.held[0]
+	p.look(head.ID)
+	if p.strikes >= maxStrikes {
+		f.p.health.Set(&CloudRefusesMessage, fmt.Sprintf("message %s, %d times", head.ID, p.strikes))
+	}
+	if p.next == giveUp {
+		f.held = f.held[1:]
+		return f.giveUp(ctx, head)
+	}
+	if p.next == tryOther {
+		if i := f.other(ctx); i > 0 {
+			return f.tryOther(ctx, i, beat)
+		}
+	}
+	if err := f.alone(ctx, f.prepare(f.held[:1]), beat); err != nil {
+		p.failed()
+		return err
+	}
+	f.held = f.held[1:]
+	p.passed(f.p.health)
+	return nil
+}
+
+// other gives the index of a held message that can be compared with the first: one of another device, so that the order of each
+// device's messages is kept, else the second; 0 where there is none.
+func (f *flight) other(ctx context.Context) int {
+	if len(f.held) < 2 {
+		ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		more, _ := f.p.consumer.Read(ctx, lookBehind, maxInFlightBytes/8) // an end of the session shows at the next step
+		f.held = append(f.held, more...)
+	}
+	head, _ := f.dec.publication(&f.held[0])
+	for i := range f.held[1:] {
+		if p, err := f.dec.publication(&f.held[i+1]); err == nil && p.Device != head.Device {
+			return i + 1
+		}
+	}
+	return min(1, len(f.held)-1)
+}
+
+// tryOther sends held message i before the first.
+func (f *flight) tryOther(ctx context.Context, i int, beat Beat) error {
+	p := &f.p.probe
+	b := f.prepare(f.held[i : i+1])
+	if err := f.alone(ctx, b, beat); err != nil {
+		p.next = tryHead // the cloud is at fault
+		return err
+	}
+	f.held = append(f.held[:i:i], f.held[i+1:]...)
+	if len(b.pubs) > 0 { // it was sent, and taken
+		p.next = tryAgain
+	}
+	return nil
+}
+
+// giveUp makes a dead letter of a message that was read and not sent.
+func (f *flight) giveUp(ctx context.Context, head spool.Entry) error {
+	p := &f.p.probe
+	f.mu.Lock()
+	f.count++
+	f.bytes += len(head.Data)
+	f.buryLocked(burial{head, fmt.Sprintf("the cloud did not take it in %d sessions, but took those behind it", p.strikes)})
+	f.mu.Unlock()
+	if err := f.landed(ctx); err != nil {
+		return err
+	}
+	p.passed(f.p.health)
+	return nil
+}
+
+// alone sends a batch of at most one and waits until nothing is in flight.
+func (f *flight) alone(ctx context.Context, b *batch, beat Beat) error {
+	if err := f.send(ctx, b, beat); err != nil {
+		return err
+	}
+	return f.landed(ctx)
+}
+
+// landed waits until nothing is in flight.
+func (f *flight) landed(ctx context.Context) error {
+	for {
+		f.mu.Lock()
+		n := f.count
+		f.mu.Unlock()
+		if n == 0 {
+			return nil
+		}
+		select {
+		case <-f.room:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
