@@ -6,6 +6,7 @@ package northbound
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"log/slog"
 	"time"
@@ -88,6 +89,17 @@ type Keys interface {
 	Secret(ctx context.Context, ref string) ([]byte, error)
 }
 
+// Tokens is what a connector may ask of the token sources.
+type Tokens interface {
+	// Token gives the access token of [token.NAME], obtained or renewed where need be, and when it ends (zero: unknown).
+	Token(ctx context.Context, name string) (token string, expires time.Time, err error)
+}
+
+// Signers is the ability of Keys to give a key itself, for what is signed outside TLS.
+type Signers interface {
+	Signer(ctx context.Context, name string) (crypto.Signer, error)
+}
+
 // Env is what the gateway gives a connector.
 type Env struct {
 	Name    string // from [connector.NAME]
@@ -95,6 +107,7 @@ type Env struct {
 	Log     *slog.Logger
 	Health  *health.Reporter
 	Keys    Keys
+	Tokens  Tokens           // nil where there is no [token.NAME]
 	State   string           // a directory for this connector alone, existing, mode 0700
 	Now     func() time.Time // the trusted clock: for tls.Config.Time and token checks
 }
