@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/pem"
 	"io"
 	"io/fs"
 	"net/http"
@@ -178,8 +179,12 @@ func (s *site) keysAreWhereTheyShouldBe(chip bool) {
 		if err != nil || d.IsDir() || peers[d.Name()] {
 			return err
 		}
-		if b, err := os.ReadFile(path); err == nil && strings.Contains(string(b), "PRIVATE KEY") {
-			s.t.Errorf("%s holds a private key", path)
+		b, err := os.ReadFile(path)
+		for block, rest := pem.Decode(b); err == nil && block != nil; block, rest = pem.Decode(rest) {
+			// A TSS2 PRIVATE KEY is a blob that only the TPM that made it can open.
+			if strings.HasSuffix(block.Type, "PRIVATE KEY") && block.Type != "TSS2 PRIVATE KEY" {
+				s.t.Errorf("%s holds a %s", path, block.Type)
+			}
 		}
 		return nil
 	})

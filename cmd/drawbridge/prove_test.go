@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -100,6 +101,9 @@ func TestProveDiskFull(t *testing.T) {
 	s.configure()
 	s.certify()
 	state := s.path("state")
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if err := syscall.Mount("tmpfs", state, "tmpfs", 0, "size=24m,mode=700"); err != nil {
 		t.Fatalf("mount a small file system: %v", err)
 	}
