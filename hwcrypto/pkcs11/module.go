@@ -75,10 +75,13 @@ func (m *module) leave() {
 	}
 }
 
-func (m *module) opened(n int) {
+// opened counts sessions of the generation.
+func (m *module) opened(gen, n int) {
 	m.mu.Lock()
-	m.sessions = max(0, m.sessions+n)
-	m.mu.Unlock()
+	defer m.mu.Unlock()
+	if m.gen == gen {
+		m.sessions = max(0, m.sessions+n)
+	}
 }
 
 // initialize brings the module to a generation after gen, alone. The caller must not be between enter and leave.

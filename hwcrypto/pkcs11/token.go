@@ -36,20 +36,21 @@ type token struct {
 
 	mu       sync.Mutex // guards what follows
 	id       identity
-	epoch    int // grows when all sessions and handles have become void
+	epoch    int                  // grows when all sessions and handles have become void
+	anchor   pkcs11.SessionHandle // kept open and not worked in: closing the last session would log out; 0: none
 	free     []pkcs11.SessionHandle
-	open_    int // sessions that are open, in use or free
+	used     int // sessions that are in use
 	loggedIn bool
 	badPIN   [sha256.Size]byte // hash of a PIN that the token has refused
 	lookAt   time.Time         // not to be looked for before
-	lostErr  error             // why it is not there
 }
 
 // session is what an operation works with.
 type session struct {
 	*pkcs11.Ctx
 	h     pkcs11.SessionHandle
-	epoch int
+	epoch int // of the token
+	gen   int // of the module
 }
 
 func newToken(ctx context.Context, o Options, id identity, u hwcrypto.URI) *token {
@@ -68,12 +69,37 @@ func (t *token) close() {
 
 // discard closes the free sessions and makes all others void. t.mu is held.
 func (t *token) discard() {
-	for _, h := range t.free {
-		_ = t.id.module.ctx.CloseSession(h) // it may be gone already
+	m := t.id.module
+	if m.generation() == t.id.gen {
+		for _, h := range t.free {
+			_ = m.ctx.CloseSession(h) // it may be gone already
+		}
+		if t.anchor != 0 {
+			_ = m.ctx.CloseSession(t.anchor)
+		}
 	}
-	t.id.module.opened(-t.open_)
-	t.free, t.open_ = nil, 0
-	t.loggedIn = false
+	t.forget()
+}
+
+// drop makes all handles void, but leaves the log-in. t.mu is held.
+func (t *token) drop() {
+	m := t.id.module
+	for _, h := range t.free {
+		_ = m.ctx.CloseSession(h)
+	}
+	m.opened(t.id.gen, -len(t.free)-t.used)
+	t.free, t.used = nil, 0
+	t.epoch++
+}
+
+// forget makes all sessions void without closing them. t.mu is held.
+func (t *token) forget() {
+	n := len(t.free) + t.used
+	if t.anchor != 0 {
+		n++
+	}
+	t.id.module.opened(t.id.gen, -n)
+	t.free, t.used, t.anchor, t.loggedIn = nil, 0, 0, false
 	t.epoch++
 }
 
@@ -84,7 +110,10 @@ func call[T any](ctx context.Context, t *token, f func(session) (T, error)) (T, 
 		for try := 1; ; try++ {
 			var err error
 			v, err = attempt(ctx, t, f)
-			if err == nil || try == attempts || ctx.Err() != nil || !t.mend(ctx, err) {
+			if err == nil || try == attempts || ctx.Err() != nil {
+				return v, err
+			}
+			if again, err := t.mend(ctx, err); !again {
 				return v, err
 			}
 		}
@@ -117,39 +146,46 @@ func (t *token) session(gen int) (session, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	m := t.id.module
-	if t.lostErr != nil {
-		return session{}, t.lostErr
-	}
 	if t.id.gen != gen { // initialized anew since: handles and slot numbers are void
-		t.free, t.open_, t.loggedIn = nil, 0, false
-		t.epoch++
+		t.forget()
 		if err := t.locate(gen); err != nil {
 			return session{}, err
 		}
 	}
+	if t.anchor == 0 {
+		h, err := t.openSession()
+		if err != nil {
+			return session{}, err
+		}
+		t.anchor = h
+	}
+	if err := t.login(); err != nil {
+		return session{}, err
+	}
 	if n := len(t.free); n > 0 {
 		h := t.free[n-1]
 		t.free = t.free[:n-1]
-		if err := t.login(h); err != nil {
-			t.free = append(t.free, h)
-			return session{}, err
-		}
-		return session{m.ctx, h, t.epoch}, nil
+		t.used++
+		return session{m.ctx, h, t.epoch, gen}, nil
 	}
+	h, err := t.openSession()
+	if err != nil {
+		return session{}, err
+	}
+	t.used++
+	return session{m.ctx, h, t.epoch, gen}, nil
+}
+
+func (t *token) openSession() (pkcs11.SessionHandle, error) {
+	m := t.id.module
 	h, err := m.ctx.OpenSession(t.id.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	if is(err, pkcs11.CKR_TOKEN_WRITE_PROTECTED) {
 		h, err = m.ctx.OpenSession(t.id.slot, pkcs11.CKF_SERIAL_SESSION)
 	}
-	if err != nil {
-		return session{}, err
+	if err == nil {
+		m.opened(t.id.gen, 1)
 	}
-	if err := t.login(h); err != nil {
-		_ = m.ctx.CloseSession(h)
-		return session{}, err
-	}
-	t.open_++
-	m.opened(1)
-	return session{m.ctx, h, t.epoch}, nil
+	return h, err
 }
 
 // back takes a session back. One in which something went wrong may be in the middle of an operation, so it is closed.
@@ -157,17 +193,16 @@ func (t *token) back(s session, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
-	case s.epoch != t.epoch:
-		_ = s.CloseSession(s.h)
-	case err != nil:
-		_ = s.CloseSession(s.h)
-		t.open_--
-		t.id.module.opened(-1)
-		if t.open_ == 0 {
-			t.loggedIn = false // closing the last session logs out
-		}
-	default:
+	case s.epoch == t.epoch && err == nil:
+		t.used--
 		t.free = append(t.free, s.h)
+		return
+	case s.epoch == t.epoch:
+		t.used--
+		t.id.module.opened(s.gen, -1)
+	}
+	if t.id.module.generation() == s.gen { // else the number may be another session's now
+		_ = s.CloseSession(s.h)
 	}
 }
 
@@ -187,7 +222,7 @@ func (t *token) locate(gen int) error {
 }
 
 // login logs in once. t.mu is held.
-func (t *token) login(h pkcs11.SessionHandle) error {
+func (t *token) login() error {
 	if t.loggedIn {
 		return nil
 	}
@@ -200,7 +235,7 @@ func (t *token) login(h pkcs11.SessionHandle) error {
 		t.loggedIn = true
 		return nil
 	}
-	if s, err := m.ctx.GetSessionInfo(h); err == nil && (s.State == pkcs11.CKS_RW_USER_FUNCTIONS || s.State == pkcs11.CKS_RO_USER_FUNCTIONS) {
+	if s, err := m.ctx.GetSessionInfo(t.anchor); err == nil && (s.State == pkcs11.CKS_RW_USER_FUNCTIONS || s.State == pkcs11.CKS_RO_USER_FUNCTIONS) {
 		t.loggedIn = true // by another user of the module in this process
 		return nil
 	}
@@ -219,7 +254,7 @@ func (t *token) login(h pkcs11.SessionHandle) error {
 		return hwcrypto.WithHint(fmt.Errorf("%w: one try is left before the token locks; it is not used up", hwcrypto.ErrPIN),
 			"log in by hand with the right PIN, which sets the counter back: pkcs11-tool --login --list-objects")
 	}
-	err = m.ctx.Login(h, pkcs11.CKU_USER, string(pin))
+	err = m.ctx.Login(t.anchor, pkcs11.CKU_USER, string(pin))
 	switch {
 	case err == nil, is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
 		t.loggedIn = true
@@ -262,38 +297,61 @@ func (t *token) pin() ([]byte, error) {
 	return hwcrypto.TrimNewline(b), nil
 }
 
-// mend brings back what an operation has lost, and tells whether the operation may be begun again.
-func (t *token) mend(ctx context.Context, err error) bool {
+// mend brings back what an operation has lost, and tells whether the operation may be begun again. If not, it gives the error
+// that says best what is wrong.
+func (t *token) mend(ctx context.Context, err error) (bool, error) {
 	m := t.id.module
 	switch {
 	case is(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED):
 		t.mu.Lock()
 		gen := t.id.gen
 		t.mu.Unlock()
-		return m.initialize(ctx, gen) == nil
+		if e := m.initialize(ctx, gen); e != nil {
+			return false, fmt.Errorf("%w: %w", hwcrypto.ErrNoToken, e)
+		}
+		return true, nil
 	case is(err, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN):
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.discard()
-		return true
+		return true, nil
 	case is(err, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID):
 		// A private object's handle is void after a log-out, so ask again whether we are logged in.
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.loggedIn = false
-		t.epoch++
-		for _, h := range t.free {
-			_ = m.ctx.CloseSession(h)
-		}
-		m.opened(-len(t.free))
-		t.open_ -= len(t.free)
-		t.free = nil
-		return true
+		t.drop()
+		return true, nil
 	case is(err, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_ERROR,
 		pkcs11.CKR_SLOT_ID_INVALID), errors.Is(err, hwcrypto.ErrNoToken):
-		return t.refind(ctx)
+	case is(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED), errors.Is(err, hwcrypto.ErrNoKey):
+		// Each may be all that a module says of a token that has gone; else it is an answer, and stands.
+		if !t.gone(ctx) {
+			return false, err
+		}
+	default:
+		return false, err
 	}
-	return false
+	if t.refind(ctx) {
+		return true, nil
+	}
+	if !errors.Is(err, hwcrypto.ErrNoToken) {
+		err = fmt.Errorf("%w: %v", hwcrypto.ErrNoToken, err) // %v: that there is no such key cannot be known
+	}
+	return false, err
+}
+
+// gone tells whether the token is no longer in its slot.
+func (t *token) gone(ctx context.Context) bool {
+	m := t.id.module
+	if _, err := m.enter(ctx); err != nil {
+		return false
+	}
+	defer m.leave()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, err := m.ctx.GetTokenInfo(t.id.slot)
+	return err != nil
 }
 
 // refind looks for a token that is gone, at most once per patience.
@@ -307,7 +365,6 @@ func (t *token) refind(ctx context.Context) bool {
 		t.lookAt = now.Add(patience)
 	}
 	t.discard()
-	t.lostErr = nil
 	t.mu.Unlock()
 
 	find := func() error {
@@ -333,8 +390,6 @@ func (t *token) explain(err error) error {
 	switch {
 	case errors.Is(err, hwcrypto.ErrTimeout), errors.Is(err, hwcrypto.ErrBusy):
 		return err
-	case is(err, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_SLOT_ID_INVALID):
-		err = fmt.Errorf("%w: %w", hwcrypto.ErrNoToken, err)
 	case is(err, pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED, pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED,
 		pkcs11.CKR_CURVE_NOT_SUPPORTED):
 		err = fmt.Errorf("%w: %w", hwcrypto.ErrUnsupported, err)
