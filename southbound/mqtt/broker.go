@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
 )
 
@@ -33,30 +34,68 @@ func (b *broker) device(name string) *device {
 	return b.devices[name]
 }
 
-// route gives m to every session that is to hear it, and tells how many those are.
-func (b *broker) route(m *message, origin *session) int {
+// route gives m to every session that is to hear it. It tells how many those are, and which stores have to be
+// waited for before the publisher may be told.
+func (b *broker) route(m *message, origin *session) (heard int, stores []*store) {
 	if m.retain {
-		b.retain(m, origin)
+		stores = addStore(stores, b.retain(m, origin))
 	}
 	var few [8]target
 	targets := b.topics.match(few[:0], m.topic, origin)
 	for _, t := range targets {
-		t.session.deliver(&outgoing{message: m, level: min(m.qos, t.qos), keep: m.retain && t.retain, ids: t.ids})
+		o := &outgoing{message: m, level: min(m.qos, t.qos), keep: m.retain && t.retain, ids: t.ids}
+		stores = addStore(stores, t.session.deliver(o))
 	}
-	return len(targets)
+	return len(targets), stores
 }
 
-// retain keeps m as the last word on its topic; an empty payload clears.
-func (b *broker) retain(m *message, origin *session) {
-	if len(m.payload) == 0 {
-		b.topics.keep(m.topic, nil, 0)
-		return
-	}
+// retain keeps m as the last word on its topic; an empty payload clears. It gives the store that has to know.
+func (b *broker) retain(m *message, origin *session) *store {
 	origin.mu.Lock()
 	l := origin.home
 	origin.mu.Unlock()
-	if _, ok := b.topics.keep(m.topic, m, l.cfg.MaxRetained); !ok {
+	if len(m.payload) == 0 {
+		old, _ := b.topics.keep(m.topic, nil, 0)
+		if old == nil || old.home == nil {
+			return nil
+		}
+		old.home.put(retainedKey(m.topic), nil)
+		return old.home
+	}
+	kept := *m
+	kept.home = l.store
+	old, ok := b.topics.keep(m.topic, &kept, l.cfg.MaxRetained)
+	if !ok {
 		l.count.dropped.Add(1)
+		return nil
+	}
+	if old != nil && old.home != nil && old.home != l.store {
+		old.home.put(retainedKey(m.topic), nil)
+	}
+	l.store.put(retainedKey(m.topic), encode(m.record()))
+	return l.store
+}
+
+// testament publishes a will.
+func (b *broker) testament(s *session, l *listener, w *will) {
+	if w.publish {
+		b.route(w.message, s)
+	}
+	if w.report {
+		now := l.env.Now()
+		m := msg.Message{
+			ID: msg.NewID(now), Time: now, Expires: w.message.expires, Listener: l.env.Name, Device: s.device.name, Groups: w.groups,
+			Method: "POST", Resource: "/" + w.message.topic, Payload: w.message.payload,
+		}
+		if p := w.message.props; p != nil {
+			m.Type = mediaType(p)
+		}
+		l.up.Submit(&m, func(err error) {
+			if err != nil {
+				l.count.willsRefused.Add(1)
+				l.trouble.note("will", err)
+			}
+		})
 	}
 }
 
@@ -86,19 +125,21 @@ func (b *broker) attach(c *conn, want *claim, welcome func(present bool)) bool {
 	c.session = s
 	s.mu.Lock()
 	welcome(present)
-	s.home, s.conn, s.expiry, s.will, s.since = c.l, c, want.expiry, want.will, c.l.env.Now()
+	s.move(c.l)
+	s.conn, s.expiry, s.will, s.since = c, want.expiry, want.will, c.l.env.Now()
 	s.connected.Store(true)
+	s.save()
 	s.resume()
 	s.mu.Unlock()
 	b.mu.Unlock()
 	if last != nil {
-		b.route(last, s)
+		b.testament(s, c.l, last)
 	}
 	return true
 }
 
 // vacate takes the session of the claim from its former connection. It gives the session where it goes on, and the will that is due.
-func (b *broker) vacate(c *conn, want *claim) (s *session, last *message, ok bool) { // b.mu held
+func (b *broker) vacate(c *conn, want *claim) (s *session, last *will, ok bool) { // b.mu held
 	if s = b.sessions[want.key]; s == nil {
 		return nil, nil, true
 	}
@@ -114,7 +155,7 @@ func (b *broker) vacate(c *conn, want *claim) (s *session, last *message, ok boo
 		last = s.part(old, c.l.env.Now())
 	}
 	if w := s.will; w != nil && fresh {
-		last = w.message // the session ends, and with it the delay (section 3.1.3.2.2)
+		last = w // the session ends, and with it the delay (section 3.1.3.2.2)
 	}
 	s.will = nil
 	if fresh {
@@ -141,7 +182,6 @@ func (b *broker) create(want *claim) *session {
 
 // drop ends a session for good. b.mu and s.mu are held.
 func (b *broker) drop(s *session) {
-	s.gone = true
 	for _, sub := range s.subs {
 		b.topics.unsubscribe(sub)
 	}
@@ -149,7 +189,19 @@ func (b *broker) drop(s *session) {
 	for _, o := range slices.Concat(s.inflight, s.queue) {
 		s.forget(o)
 	}
+	if s.recorded {
+		s.home.store.put(s.recordKey(), nil)
+		for id := range s.received {
+			s.home.store.put(s.receivedKey(id), nil)
+		}
+	}
 	s.queue, s.inflight, s.byID = nil, nil, nil
+	b.remove(s)
+}
+
+// remove takes a session out of memory. b.mu and s.mu are held.
+func (b *broker) remove(s *session) {
+	s.gone = true
 	delete(b.sessions, s.key)
 	d := s.device
 	d.mu.Lock()
@@ -161,7 +213,7 @@ func (b *broker) drop(s *session) {
 }
 
 // part takes the connection from its session. It gives the will where it is due now.
-func (s *session) part(c *conn, now time.Time) (last *message) { // s.mu held
+func (s *session) part(c *conn, now time.Time) (last *will) { // s.mu held
 	s.conn = nil
 	s.connected.Store(false)
 	s.left = now
@@ -169,7 +221,7 @@ func (s *session) part(c *conn, now time.Time) (last *message) { // s.mu held
 	if w := s.will; w != nil && (c.quit || w.delay == 0 || s.expiry == 0) {
 		s.will = nil
 		if !c.quit {
-			return w.message
+			return w
 		}
 	}
 	return nil
@@ -188,11 +240,13 @@ func (s *session) detach(c *conn) {
 	last := s.part(c, c.l.env.Now())
 	if s.expiry == 0 {
 		b.drop(s)
+	} else {
+		s.save()
 	}
 	s.mu.Unlock()
 	b.mu.Unlock()
 	if last != nil {
-		b.route(last, s)
+		b.testament(s, c.l, last)
 	}
 }
 
@@ -210,12 +264,13 @@ func (b *broker) sweep(l *listener) {
 	for _, s := range offline {
 		b.mu.Lock()
 		s.mu.Lock()
-		var last *message
+		var last *will
 		if s.conn == nil && !s.gone && s.home == l {
 			away := now.Sub(s.left)
 			over := s.expiry != neverExpires && away >= time.Duration(s.expiry)*time.Second
 			if w := s.will; w != nil && (over || away >= time.Duration(w.delay)*time.Second) {
-				last, s.will = w.message, nil
+				last, s.will = w, nil
+				s.save()
 			}
 			if over {
 				b.drop(s)
@@ -224,7 +279,7 @@ func (b *broker) sweep(l *listener) {
 		s.mu.Unlock()
 		b.mu.Unlock()
 		if last != nil {
-			b.route(last, s)
+			b.testament(s, l, last)
 		}
 	}
 }
@@ -245,25 +300,36 @@ func (b *broker) evict(s *session, l *listener) bool {
 	b.mu.Lock()
 	s.mu.Lock()
 	mine := s.home == l && !s.gone
+	var last *will
 	if mine {
 		if s.conn != nil {
 			s.conn.stopReading(&ending{code: packet.AdministrativeAction, text: "disconnected by the operator"})
-			s.part(s.conn, l.env.Now())
+			last = s.part(s.conn, l.env.Now())
 		}
 		b.drop(s)
 	}
 	s.mu.Unlock()
 	b.mu.Unlock()
+	if last != nil {
+		b.testament(s, l, last)
+	}
 	return mine
 }
 
-// leave ends the sessions of a listener that stops.
+// leave takes the sessions of a listener that stops out of memory. Those that outlive the gateway stay in its store.
 func (b *broker) leave(l *listener) {
 	for _, s := range b.all() {
 		b.mu.Lock()
 		s.mu.Lock()
 		if s.home == l && !s.gone {
-			b.drop(s)
+			if s.durable() {
+				for _, sub := range s.subs {
+					b.topics.unsubscribe(sub)
+				}
+				b.remove(s)
+			} else {
+				b.drop(s)
+			}
 		}
 		s.mu.Unlock()
 		b.mu.Unlock()

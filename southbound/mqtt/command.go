@@ -206,11 +206,7 @@ func (d *device) answered(c *conn, p *packet.PublishPacket) bool {
 		if topic != k.reply && topic != k.topic+replySuffix {
 			continue
 		}
-		r := &msg.Reply{Status: msg.Done, Type: string(p.Props.ContentType), Payload: slices.Clone(p.Payload)}
-		if r.Type == "" && p.Props.PayloadFormat == 1 {
-			r.Type = "text/plain;charset=utf-8"
-		}
-		k.tell(event{reply: r})
+		k.tell(event{reply: &msg.Reply{Status: msg.Done, Type: mediaType(&p.Props), Payload: slices.Clone(p.Payload)}})
 		return true
 	}
 	return false

@@ -285,24 +285,13 @@ func (c *conn) acked(t packet.Type, body []byte) error {
 	switch {
 	case t == packet.Pubrel:
 		c.in.completed()
-		c.out.ack(c.version, packet.Pubcomp, p.ID, c.session.completed(p.ID), "")
+		c.session.completed(c, p.ID)
 	case t == packet.Pubrec && p.Code < packet.UnspecifiedError:
-		c.out.ack(c.version, packet.Pubrel, p.ID, c.session.released(p.ID), "")
+		c.session.released(c, p.ID)
 	default:
 		c.session.acknowledged(t, p)
 	}
 	return nil
-}
-
-// completed takes a PUBREL and tells what to answer in PUBCOMP.
-func (s *session) completed(id uint16) packet.Code {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.received[id] == nil {
-		return packet.PacketIDNotFound
-	}
-	delete(s.received, id)
-	return packet.Success
 }
 
 // errGone ends the loop of a client that has said goodbye.
@@ -319,6 +308,7 @@ func (c *conn) disconnected(body []byte) error {
 		was := s.expiry
 		if was != 0 {
 			s.expiry = c.l.expiry(p.Props.SessionExpiry)
+			s.save()
 		}
 		s.mu.Unlock()
 		if was == 0 && p.Props.SessionExpiry != 0 {

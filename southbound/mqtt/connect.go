@@ -132,12 +132,14 @@ func (l *listener) admit(ctx context.Context, c *conn, p *packet.ConnectPacket, 
 	}
 	if p.Will != nil {
 		topic := string(p.Will.Topic)
-		if topic[0] == '$' || !l.env.Policy.Allowed(&id, auth.Publish, topic) {
-			return nil, nil, packet.NotAuthorized
-		}
 		want.will = &will{
-			message: newMessage(topic, p.Will.Payload, p.Will.QoS, p.Will.Retain, &p.Will.Props, time.Time{}),
-			delay:   p.Will.Props.WillDelay,
+			message: newMessage(topic, p.Will.Payload, p.Will.QoS, p.Will.Retain, &p.Will.Props, l.env.Now()),
+			delay:   p.Will.Props.WillDelay, groups: id.Groups,
+			publish: topic[0] != '$' && l.env.Policy.Allowed(&id, auth.Publish, topic),
+			report:  l.env.Policy.Allowed(&id, auth.Report, "/"+topic),
+		}
+		if !want.will.publish && !want.will.report {
+			return nil, nil, packet.NotAuthorized
 		}
 	}
 	l.terms(c, p, want, hello)

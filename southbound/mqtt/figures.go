@@ -17,7 +17,7 @@ type counters struct {
 	sessions                                        atomic.Int64
 	packetsIn, publishesIn                          atomic.Int64
 	publishesTaken, publishesRefused, publishesSent atomic.Int64
-	commands, dropped, protocolErrors               atomic.Int64
+	commands, dropped, protocolErrors, willsRefused atomic.Int64
 }
 
 // Counters implements southbound.Counters. "sessions" is a gauge, the others only grow.
@@ -39,6 +39,7 @@ func (l *listener) Counters() map[string]int64 {
 		"publishes_sent":       c.publishesSent.Load(),
 		"commands":             c.commands.Load(),
 		"messages_dropped":     c.dropped.Load(),
+		"wills_refused":        c.willsRefused.Load(),
 		"protocol_errors":      c.protocolErrors.Load(),
 	}
 }

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,6 +34,7 @@ type inbound struct {
 	qos     byte
 	stage   stage
 	uplink  bool // it has been submitted
+	stores  int  // stores that must still answer; guarded by inflow.mu
 	code    packet.Code
 	refusal *msg.Refusal // why code is not a success
 }
@@ -136,16 +138,14 @@ func (e *inbound) advance(to stage) {
 	defer f.mu.Unlock()
 	e.stage = to
 	for u := f.unrouted; u != nil && u.stage != atUplink; u = f.unrouted {
-		u.stage = settled
-		if u.message != nil && (u.code == packet.Success || u.code == packet.NoMatchingSubscribers) {
-			if heard := e.c.session.broker.route(u.message, u.c.session); heard > 0 {
-				u.code = packet.Success
-			} else if !u.uplink {
-				u.code = packet.NoMatchingSubscribers
-			}
-		}
 		f.unrouted = u.next
+		u.route()
 	}
+	f.settle()
+}
+
+// settle acknowledges what is settled, in order.
+func (f *inflow) settle() { // f.mu held
 	for f.head != nil && f.head.stage == settled {
 		h := f.head
 		if f.head = h.next; f.head == nil {
@@ -154,6 +154,60 @@ func (e *inbound) advance(to stage) {
 		f.leave()
 		h.acknowledge()
 	}
+}
+
+// route gives what the uplink has taken to those who hear it, and waits for the store where something has to be kept there.
+func (e *inbound) route() { // inflow.mu held
+	s := e.c.session
+	e.stage = settled
+	if e.code >= packet.UnspecifiedError {
+		return
+	}
+	var stores []*store
+	if e.message != nil {
+		heard, in := s.broker.route(e.message, s)
+		stores = in
+		if heard > 0 {
+			e.code = packet.Success
+		} else if !e.uplink {
+			e.code = packet.NoMatchingSubscribers
+		}
+	}
+	if e.exactly != nil {
+		s.mu.Lock()
+		if s.durable() && !s.gone {
+			s.home.store.put(s.receivedKey(e.id), []byte{1})
+			stores = addStore(stores, s.home.store)
+		}
+		s.mu.Unlock()
+	}
+	if e.stores = len(stores); e.stores > 0 {
+		e.stage = atStore
+		for _, in := range stores {
+			in.sync(e.kept)
+		}
+	}
+}
+
+// kept is what the store calls.
+func (e *inbound) kept(err error) {
+	f := &e.c.in
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil {
+		e.code, e.refusal = outcome(err)
+	}
+	if e.stores--; e.stores == 0 {
+		e.stage = settled
+		f.settle()
+	}
+}
+
+func addStore(list []*store, s *store) []*store {
+	if s == nil || slices.Contains(list, s) {
+		return list
+	}
+	return append(list, s)
 }
 
 // acknowledge answers the client: PUBACK or PUBREC, or, to a client of 3.1.1 that cannot be told no, the end of the connection.
@@ -189,6 +243,9 @@ func (s *session) decided(e *inbound, ok bool) {
 	x.decided, x.taken, x.code, x.refusal = true, ok, e.code, e.refusal
 	if s.received[e.id] == x && !ok {
 		delete(s.received, e.id)
+		if s.durable() && !s.gone {
+			s.home.store.put(s.receivedKey(e.id), nil)
+		}
 	}
 	copied := x.pending
 	x.pending = nil

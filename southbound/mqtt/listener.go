@@ -40,6 +40,7 @@ type listener struct {
 	up      southbound.Uplink // set by Serve
 	ctx     context.Context   // of Serve
 	tls     *tls.Config
+	store   *store // set by Serve
 	chunks  chunks
 	count   counters
 	trouble trouble
@@ -68,6 +69,13 @@ func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
 	if err != nil {
 		return fmt.Errorf("listen on %q: %w", l.cfg.Listen, err)
 	}
+	if l.store, err = openStore(l.env.State, l.env.Health); err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	go l.store.run() // close waits for it
+	if err := l.broker.load(l); err != nil {
+		return errors.Join(err, ln.Close(), l.store.close())
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l.ctx = ctx
@@ -87,7 +95,7 @@ func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
 	})
 	l.wg.Wait()
 	l.broker.leave(l)
-	return nil
+	return l.store.close()
 }
 
 func (l *listener) bind() (net.Listener, error) {
@@ -190,6 +198,7 @@ func (l *listener) greet(ctx context.Context, nc net.Conn, g *guest) {
 		c.stopReading(&ending{code: packet.ServerShuttingDown, text: "the gateway stops"})
 	}
 	l.wg.Go(func() {
+		c.reconsider() // the rules may have changed while the session had no connection
 		c.awake()
 		c.serve(l.ctx, buf)
 		l.mu.Lock()

@@ -15,6 +15,7 @@ type message struct {
 	retain  bool
 	expires time.Time          // zero: never
 	props   *packet.Properties // what MQTT 5 passes on with a message; nil: nothing
+	home    *store             // of a retained message: where it is kept
 }
 
 // passedOn are the properties of a PUBLISH or will that go through to those who hear it (MQTT 5 section 3.3.2.3).
@@ -52,8 +53,9 @@ type outgoing struct {
 	ids     []uint32
 	id      uint16   // packet identifier; 0 until it has one
 	seq     uint64   // place in the session's order
-	stored  bool     // on disk where it has to be: it may be sent
-	sent    bool     // at least once
+	kept    bool     // the store has it, or will have once session.storedTo reaches seq
+	again   bool     // it may have been sent before the gateway was started
+	sent    bool     // on this or a former connection
 	release bool     // PUBREC has come: what is left is PUBREL
 	command *command // who waits for the acknowledgement; nil for what devices say to each other
 }

@@ -79,7 +79,7 @@ func (c *conn) publishedQoS0(p *packet.PublishPacket) {
 		return
 	}
 	if c.topic.publish {
-		c.l.broker.route(newMessage(c.topic.topic, p.Payload, 0, p.Retain, &p.Props, c.l.env.Now()), c.session)
+		_, _ = c.l.broker.route(newMessage(c.topic.topic, p.Payload, 0, p.Retain, &p.Props, c.l.env.Now()), c.session)
 	}
 	if c.topic.report {
 		c.in.hold(max(c.l.cfg.ReceiveMaximum, 1000))
@@ -141,16 +141,19 @@ func (c *conn) report(p *packet.PublishPacket, id *auth.Identity) msg.Message {
 		ID: msg.NewID(now), Time: now, Listener: c.l.env.Name, Device: id.Device, Groups: id.Groups,
 		Method: "POST", Resource: c.topic.resource, Payload: p.Payload,
 	}
-	switch {
-	case len(p.Props.ContentType) > 0:
-		m.Type = string(p.Props.ContentType)
-	case p.Props.PayloadFormat == 1:
-		m.Type = "text/plain;charset=utf-8"
-	}
+	m.Type = mediaType(&p.Props)
 	if p.Props.Has.Is(packet.MessageExpiry) {
 		m.Expires = now.Add(time.Duration(p.Props.MessageExpiry) * time.Second)
 	}
 	return m
+}
+
+// mediaType gives what the properties say of the payload.
+func mediaType(p *packet.Properties) string {
+	if len(p.ContentType) == 0 && p.PayloadFormat == 1 {
+		return "text/plain;charset=utf-8"
+	}
+	return string(p.ContentType)
 }
 
 // receive notes a QoS 2 publish in the session. It tells whether e is the first of its identifier; if not, it has been seen to.

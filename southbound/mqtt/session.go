@@ -25,6 +25,7 @@ type session struct {
 	home     *listener                // guarded by mu: where it connected last
 	conn     *conn                    // guarded by mu; nil: nobody is connected
 	gone     bool                     // guarded by mu: removed from the broker
+	recorded bool                     // guarded by mu: the store has a record of it
 	expiry   uint32                   // guarded by mu: seconds it outlives its connection; neverExpires
 	left     time.Time                // guarded by mu: when the last connection ended
 	since    time.Time                // guarded by mu: when the present or last connection began
@@ -34,17 +35,24 @@ type session struct {
 	inflight []*outgoing              // guarded by mu: sent with QoS 1 or 2, not acknowledged, in order
 	byID     map[uint16]*outgoing     // guarded by mu: everything that has a packet identifier
 	lastID   uint16                   // guarded by mu
-	seq      uint64                   // guarded by mu
+	seq      uint64                   // guarded by mu: of the last message queued
+	storedTo uint64                   // guarded by mu: messages up to this sequence are on disk
 	weight   int                      // guarded by mu: octets in queue
 	received map[uint16]*exactly      // guarded by mu: QoS 2 publishes of the client that wait for PUBREL
 }
 
 const neverExpires = 0xffffffff
 
+// durable tells whether the session is to outlive the gateway.
+func (s *session) durable() bool { return s.expiry > 0 } // s.mu held
+
 // will is what is published when a connection ends without DISCONNECT.
 type will struct {
 	message *message
 	delay   uint32 // seconds
+	publish bool   // other devices hear it
+	report  bool   // it goes to the uplink
+	groups  []string
 }
 
 // exactly is one QoS 2 publish of the client. The fields are guarded by session.mu.
@@ -60,13 +68,20 @@ type exactly struct {
 // highWater is how many octets may wait in a connection's output before its session holds back.
 const highWater = 256 << 10
 
-// deliver queues o and sends what can be sent. It tells whether o was taken.
-func (s *session) deliver(o *outgoing) bool {
+// maxIDs is how many packet identifiers one session may use: some are always left.
+const maxIDs = 65000
+
+// deliver queues o and sends what can be sent. It gives the store that must have it before it counts as delivered, if there is one.
+func (s *session) deliver(o *outgoing) *store {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.enqueue(o)
+	if s.enqueue(o) && o.kept {
+		return s.home.store
+	}
+	return nil
 }
 
+// enqueue tells whether o was taken.
 func (s *session) enqueue(o *outgoing) bool { // s.mu held
 	if s.gone || s.conn == nil && (o.level == 0 || o.command != nil) {
 		return false
@@ -76,17 +91,32 @@ func (s *session) enqueue(o *outgoing) bool { // s.mu held
 	}
 	s.seq++
 	o.seq = s.seq
-	o.stored = true
 	s.queue = append(s.queue, o)
 	s.weight += o.size()
-	s.pump()
+	if s.durable() && o.level > 0 && o.command == nil {
+		o.kept = true
+		s.number16(o)
+		s.home.store.queued(s.queuedKey(o.seq), o.record(), s, o.seq)
+	} else {
+		s.pump()
+	}
 	return true
+}
+
+// stored is told by the store how far it has got.
+func (s *session) stored(seq uint64) {
+	s.mu.Lock()
+	s.storedTo = max(s.storedTo, seq)
+	s.pump()
+	s.mu.Unlock()
 }
 
 // room makes place for o where the limits say that there is none, or tells that there is not.
 func (s *session) room(o *outgoing) bool { // s.mu held
 	cfg := s.home.cfg
-	full := func() bool { return len(s.queue) >= cfg.MaxQueued || s.weight+o.size() > int(cfg.MaxQueuedBytes) }
+	full := func() bool {
+		return len(s.queue) >= cfg.MaxQueued || len(s.byID) >= maxIDs || s.weight+o.size() > int(cfg.MaxQueuedBytes)
+	}
 	for full() {
 		i := -1
 		if cfg.QueueFull == "drop-old" {
@@ -97,6 +127,7 @@ func (s *session) room(o *outgoing) bool { // s.mu held
 			return false
 		}
 		s.weight -= s.queue[i].size()
+		s.forget(s.queue[i])
 		s.queue = slices.Delete(s.queue, i, i+1)
 	}
 	return true
@@ -111,7 +142,7 @@ func (s *session) pump() { // s.mu held
 	now := c.l.env.Now()
 	n := 0
 	for _, o := range s.queue {
-		if !o.stored || o.level > 0 && len(s.inflight) >= c.peerReceive || !c.out.hasRoom() {
+		if o.kept && o.seq > s.storedTo || o.level > 0 && len(s.inflight) >= c.peerReceive || !c.out.hasRoom() {
 			break
 		}
 		n++
@@ -123,7 +154,7 @@ func (s *session) pump() { // s.mu held
 		if o.level > 0 && o.id == 0 {
 			s.number16(o)
 		}
-		if !c.publish(o, false, now) { // larger than the client takes: it is dropped (MQTT 5 section 3.1.2.11.4)
+		if !c.publish(o, o.again, now) { // larger than the client takes: it is dropped (MQTT 5 section 3.1.2.11.4)
 			c.l.count.dropped.Add(1)
 			s.forget(o)
 			continue
@@ -161,6 +192,9 @@ func (s *session) forget(o *outgoing) { // s.mu held
 	if o.id != 0 {
 		delete(s.byID, o.id)
 	}
+	if o.kept {
+		s.home.store.put(s.queuedKey(o.seq), nil)
+	}
 	if o.command != nil {
 		o.command.lost()
 	}
@@ -183,24 +217,92 @@ func (s *session) acknowledged(t packet.Type, p packet.AckPacket) bool {
 	} else if i > 0 {
 		s.inflight = slices.Delete(s.inflight, i, i+1)
 	}
-	delete(s.byID, o.id)
 	if o.command != nil {
 		o.command.acknowledged(p.Code)
+		o.command = nil
 	}
+	s.forget(o)
 	s.pump()
 	return true
 }
 
-// released takes a PUBREC that accepts and tells what to answer in PUBREL.
-func (s *session) released(id uint16) packet.Code {
+// released takes a PUBREC that accepts. PUBREL follows once it is on disk that this message is not to be sent again.
+func (s *session) released(c *conn, id uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o := s.byID[id]
 	if o == nil || o.level != 2 || !o.sent {
-		return packet.PacketIDNotFound
+		c.out.ack(c.version, packet.Pubrel, id, packet.PacketIDNotFound, "")
+		return
 	}
 	o.release = true
-	return packet.Success
+	if o.kept {
+		s.home.store.put(s.queuedKey(o.seq), o.record())
+	}
+	s.whenStored(o.kept, func(err error) {
+		if err == nil {
+			c.out.ack(c.version, packet.Pubrel, id, packet.Success, "")
+		}
+	})
+}
+
+// completed takes a PUBREL. PUBCOMP follows once it is on disk that the identifier is free: the next publish with it is another one.
+func (s *session) completed(c *conn, id uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.received[id] == nil {
+		c.out.ack(c.version, packet.Pubcomp, id, packet.PacketIDNotFound, "")
+		return
+	}
+	delete(s.received, id)
+	if s.durable() {
+		s.home.store.put(s.receivedKey(id), nil)
+	}
+	s.whenStored(s.durable(), func(err error) {
+		if err == nil {
+			c.out.ack(c.version, packet.Pubcomp, id, packet.Success, "")
+		}
+	})
+}
+
+// whenStored calls f once what has been put in the session's store is on disk, at once where nothing was. f must not take s.mu
+// where it may be called at once.
+func (s *session) whenStored(put bool, f func(error)) { // s.mu held
+	if put {
+		s.home.store.sync(f)
+	} else {
+		f(nil)
+	}
+}
+
+// save has the session's record written, or removed where it need not outlive the gateway.
+func (s *session) save() { // s.mu held
+	if s.durable() || s.will != nil {
+		s.home.store.put(s.recordKey(), s.record())
+	} else if s.recorded {
+		s.home.store.put(s.recordKey(), nil)
+	}
+	s.recorded = s.durable() || s.will != nil
+}
+
+// move has everything of the session written to the store of another listener.
+func (s *session) move(to *listener) { // s.mu held
+	from := s.home
+	s.home = to
+	if from == nil || from == to || !s.recorded {
+		return
+	}
+	from.store.put(s.recordKey(), nil)
+	for _, o := range slices.Concat(s.inflight, s.queue) {
+		if o.kept {
+			from.store.put(s.queuedKey(o.seq), nil)
+			to.store.put(s.queuedKey(o.seq), o.record())
+		}
+	}
+	for id := range s.received {
+		from.store.put(s.receivedKey(id), nil)
+		to.store.put(s.receivedKey(id), []byte{1})
+	}
 }
 
 // resume sends again, in order, what a former connection left unacknowledged, then what waits.

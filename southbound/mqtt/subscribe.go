@@ -38,15 +38,38 @@ func (c *conn) subscribe(body []byte) error {
 		s.subs[sub.filter] = sub
 		s.broker.topics.subscribe(sub)
 	}
+	if s.durable() {
+		s.save()
+		s.home.store.sync(func(err error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			c.subscribed(&p, granted, codes, fresh, err)
+		})
+	} else {
+		c.subscribed(&p, granted, codes, fresh, nil)
+	}
+	s.mu.Unlock()
+	return nil
+}
+
+// subscribed answers a SUBSCRIBE once what it changed is on disk, and sends what is retained.
+func (c *conn) subscribed(p *packet.SubscribePacket, granted []*subscription, codes []packet.Code, fresh []bool, err error) { // session.mu held
+	s := c.session
+	if err != nil {
+		for i := range codes {
+			codes[i] = packet.UnspecifiedError
+		}
+	}
 	c.out.append(func(b []byte) []byte { return packet.AppendSuback(b, c.version, packet.Suback, p.ID, codes) })
+	if err != nil || s.conn != c {
+		return
+	}
 	for i, sub := range granted {
 		if h := p.Filters[i].RetainHandling; sub != nil && !sub.commandsOnly && !packet.IsShared(sub.filter) && (h == 0 || h == 1 && fresh[i]) {
 			s.sendRetained(sub)
 		}
 	}
-	s.mu.Unlock()
 	c.awake()
-	return nil
 }
 
 // mayHear decides on a subscription: the QoS that is granted, or why it is not.
@@ -109,7 +132,12 @@ func (c *conn) unsubscribe(body []byte) error {
 			codes[i] = packet.NoSubscriptionExisted
 		}
 	}
-	c.out.append(func(b []byte) []byte { return packet.AppendSuback(b, c.version, packet.Unsuback, p.ID, codes) })
+	if s.durable() {
+		s.save()
+	}
+	s.whenStored(s.durable(), func(error) {
+		c.out.append(func(b []byte) []byte { return packet.AppendSuback(b, c.version, packet.Unsuback, p.ID, codes) })
+	})
 	s.mu.Unlock()
 	return nil
 }

@@ -8,7 +8,7 @@ type UserProperty struct{ Name, Value []byte }
 // Properties is what a packet of MQTT 5 carries beside its fields (section 2.2.2). A field counts only where its bit in Has is set;
 // the slices count by their length.
 type Properties struct {
-	Has set
+	Has Set
 
 	PayloadFormat       byte
 	RequestProblemInfo  byte
@@ -73,13 +73,14 @@ const (
 	SharedAvailable     Property = 0x2a
 )
 
-type set uint64
+// Set is a set of properties.
+type Set uint64
 
-// Has tells whether the property is there.
-func (s set) Is(p Property) bool { return s>>p&1 != 0 }
+// Is tells whether the property is there.
+func (s Set) Is(p Property) bool { return s>>p&1 != 0 }
 
 // Add marks the property as there.
-func (s *set) Add(p Property) { *s |= 1 << p }
+func (s *Set) Add(p Property) { *s |= 1 << p }
 
 // What each packet that a client sends may carry (MQTT 5 table 2-4).
 const (
@@ -94,7 +95,7 @@ const (
 	onAuth        = 1<<AuthMethod | 1<<AuthData | 1<<ReasonString | 1<<User
 )
 
-func (c *cursor) properties(p *Properties, allowed set) {
+func (c *cursor) properties(p *Properties, allowed Set) {
 	*p = Properties{}
 	n := int(c.varint())
 	in := cursor{b: c.take(n)}
@@ -185,7 +186,7 @@ func (p *Properties) size() (n int) {
 		return 0
 	}
 	for _, w := range [...]struct {
-		props set
+		props Set
 		size  int
 	}{
 		{1<<PayloadFormat | 1<<RequestProblemInfo | 1<<RequestResponseInfo | 1<<MaximumQoS | 1<<RetainAvailable |
