@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -114,10 +115,8 @@ func TestLossesUnderLoad(t *testing.T) {
 	for range 10 {
 		time.Sleep(20 * time.Millisecond)
 		k.t.mu.Lock() // only those that nobody works in: SoftHSM2 does not bear the other
-		for _, h := range append(k.t.free, k.t.anchor) {
-			if err := m.ctx.CloseSession(h); err != nil {
-				t.Error(err)
-			}
+		for _, h := range append(slices.Clone(k.t.free), k.t.anchor) {
+			_ = m.ctx.CloseSession(h) // the anchor may be lost since the last time
 		}
 		k.t.mu.Unlock()
 	}
