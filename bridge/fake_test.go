@@ -441,3 +441,10 @@ func (c *cloud) release() {
 		f()
 	}
 }
+
+// all gives what was confirmed, in order.
+func (c *cloud) all() []msg.Publication {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.got)
+}

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -17,7 +18,10 @@ const (
 	maxInFlightBytes = 8 << 20 // octets of their records; one may exceed it alone
 	maxBatch         = 512
 	stallTime        = 2 * time.Minute // without a confirmation for anything: the session is dead
+	drainTime        = 5 * time.Second
 )
+
+var errStalled = errors.New("the cloud confirms nothing any more")
 
 // flight is what one session has under way.
 type flight struct {
@@ -26,7 +30,10 @@ type flight struct {
 	cancel context.CancelCauseFunc
 	limits northbound.Limits
 	dec    decoder
-	held   []spool.Entry // read but not sent
+	held   []spool.Entry           // read but not sent
+	halt   context.CancelCauseFunc // stops sending; what is in flight may still be confirmed
+	trying bool                    // a step of probe was under way when the session ended
+	pair   *batch                  // the last that it sent
 
 	room  chan struct{} // capacity 1: something was settled
 	grave chan struct{} // capacity 1: something is to be buried
@@ -34,6 +41,7 @@ type flight struct {
 	mu        sync.Mutex
 	over      bool     // guarded by mu; confirmations that come later count no more: what they are for will be sent again
 	count     int      // guarded by mu; publications in flight
+	refused   int      // guarded by mu; of these, how many the cloud did not take
 	bytes     int      // guarded by mu
 	sent      int      // guarded by mu
 	delivered int      // guarded by mu
@@ -52,9 +60,15 @@ func newFlight(p *pump, s northbound.Session, cancel context.CancelCauseFunc) *f
 func (f *flight) run(ctx context.Context, beat Beat) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { f.tend(ctx) })
-	err := f.pump(ctx, beat)
-	if cause := context.Cause(ctx); cause != nil {
+	sending, halt := context.WithCancelCause(ctx)
+	f.halt = halt
+	err := f.pump(sending, beat)
+	if cause := context.Cause(sending); cause != nil {
 		err = cause
+	}
+	halt(err)
+	if _, ok := errors.AsType[*notTaken](err); ok {
+		f.drain(ctx)
 	}
 	f.cancel(err)
 	beat.Progress(time.Minute)
@@ -69,11 +83,30 @@ func (f *flight) run(ctx context.Context, beat Beat) error {
 	return err
 }
 
+// drain gives what was sent behind a message that the cloud did not take the time to be confirmed.
+func (f *flight) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	for {
+		f.mu.Lock()
+		n := f.count - f.refused
+		f.mu.Unlock()
+		if n <= 0 {
+			return
+		}
+		select {
+		case <-f.room:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // pump reads and sends.
 func (f *flight) pump(ctx context.Context, beat Beat) error {
 	for {
 		for f.p.probe.careful > 0 {
-			if err := f.oneAlone(ctx, beat); err != nil {
+			if err := f.try(ctx, beat); err != nil {
 				return err
 			}
 		}
@@ -130,7 +163,21 @@ type batch struct {
 	f       *flight
 	entries []spool.Entry
 	pubs    []msg.Publication
-	done    []bool // guarded by f.mu
+	done    []confirmation // guarded by f.mu
+}
+
+type confirmation byte
+
+const (
+	taken confirmation = iota + 1
+	refused
+)
+
+// took tells whether publication i of the batch was taken.
+func (b *batch) took(i int) bool {
+	b.f.mu.Lock()
+	defer b.f.mu.Unlock()
+	return i < len(b.done) && b.done[i] == taken
 }
 
 // prepare settles what need not be sent, and makes a batch of the rest.
@@ -156,7 +203,7 @@ func (f *flight) prepare(entries []spool.Entry) *batch {
 		b.entries = append(b.entries, *e)
 		b.pubs = append(b.pubs, p)
 	}
-	b.done = make([]bool, len(b.pubs))
+	b.done = make([]confirmation, len(b.pubs))
 	f.mu.Lock()
 	for _, l := range dead {
 		f.count++
@@ -208,24 +255,28 @@ func (b *batch) confirm(i int, err error) {
 	f := b.f
 	e := &b.entries[i]
 	f.mu.Lock()
-	if f.over || b.done[i] {
+	if f.over || b.done[i] != 0 {
 		f.mu.Unlock()
 		return
 	}
-	b.done[i] = true
+	b.done[i] = refused
 	switch {
 	case err == nil:
+		b.done[i] = taken
 		f.delivered++
 		f.landLocked(e, spool.Delivered)
 	case msg.IsPermanent(err):
 		f.buryLocked(burial{*e, err.Error()})
+	default:
+		f.refused++
 	}
 	f.mu.Unlock()
 	switch {
 	case err == nil:
 		f.p.b.waiting.settle(e.ID, f.p.name, nil)
 	case !msg.IsPermanent(err):
-		f.cancel(&notTaken{e.ID, err})
+		f.halt(&notTaken{e.ID, err})
+		signal(f.room)
 	}
 }
 
@@ -276,7 +327,7 @@ func (f *flight) tend(ctx context.Context) {
 			moved, idle = f.moved, f.count > 0
 			f.mu.Unlock()
 			if stalled {
-				f.cancel(fmt.Errorf("no confirmation for %v", stallTime))
+				f.cancel(fmt.Errorf("%w: for %v", errStalled, stallTime))
 			}
 		case <-ctx.Done():
 			f.bury()

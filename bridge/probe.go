@@ -12,8 +12,8 @@ import (
 )
 
 // A message that a cloud cannot take must not hold up those behind it for ever, and a cloud that takes nothing for hours must not
-// cost a single message. So when sessions fail again and again, messages are sent alone to find out which of the two it is. One
-// is given up only when it has failed alone maxStrikes times and then, maxProofs times, directly before and after another that was taken.
+// cost a single message. So when sessions fail again and again, messages are sent alone, then in pairs, to find out which of the two it
+// is. One is given up only when it has failed alone maxStrikes times, and then maxProofs times where the one behind it was taken.
 const (
 	maxStrikes = 3
 	maxProofs  = 2
@@ -29,8 +29,8 @@ type probe struct {
 	careful int    // messages still to be sent alone
 
 	suspect msg.ID // the message at the head
-	strikes int    // sessions that failed when it was alone
-	proofs  int    // how often it failed right after another was taken
+	strikes int    // sessions that it failed in
+	proofs  int    // how often another was taken where it failed
 	next    trial
 }
 
@@ -38,53 +38,77 @@ type probe struct {
 type trial byte
 
 const (
-	tryHead  trial = iota
-	tryOther       // the head has just failed
-	tryAgain       // another has just been taken
-	giveUp         // the head has failed directly before and after others, often enough
+	tryHead  trial = iota // the head alone
+	tryPair               // the head and the one behind it: their order is kept whatever comes of it
+	tryOther              // another than the head, which makes the cloud hang up and so hides what it would do with others
+	tryAgain              // the head, right after another was taken
+	giveUp
 )
 
 // ended takes note of how a session ended.
-func (p *probe) ended(sent, delivered int, err error) {
+func (p *probe) ended(f *flight, err error) {
 	switch {
-	case delivered > 0:
+	case f.delivered > 0:
 		p.barren = 0
-	case sent > 0:
+	case f.sent > 0:
 		p.barren++
 	}
-	if n, ok := errors.AsType[*notTaken](err); !ok {
+	n, said := errors.AsType[*notTaken](err)
+	switch {
+	case !said:
 		p.refused, p.times = msg.ID{}, 0
-	} else if n.id != p.refused {
+	case n.id != p.refused:
 		p.refused, p.times = n.id, 1
-	} else if p.times++; p.times >= maxStrikes {
+	default:
+		p.times++
+	}
+	if p.times >= maxStrikes {
 		p.careful = max(p.careful, 1)
 	}
 	if p.barren >= maxStrikes {
 		p.careful = max(p.careful, carefulFor)
 	}
+	if f.trying {
+		p.failed(f, !said && !errors.Is(err, errStalled))
+	}
 }
 
-// hurried tells whether the next session should follow soon, to compare it with the last.
+// failed takes note that a trial failed, and whether the cloud hung up.
+func (p *probe) failed(f *flight, hungUp bool) {
+	p.strikes++
+	switch p.next {
+	case tryHead:
+		if p.strikes >= maxStrikes {
+			p.next = tryPair
+		}
+	case tryPair:
+		if f.pair.took(1) {
+			p.proven()
+		} else if hungUp {
+			p.next = tryOther
+		}
+	case tryOther: // the cloud is at fault
+		p.next = tryPair
+	case tryAgain:
+		p.proven()
+	}
+}
+
+// proven takes note that the fault was the head's.
+func (p *probe) proven() {
+	p.next = tryPair
+	if p.proofs++; p.proofs >= maxProofs {
+		p.next = giveUp
+	}
+}
+
+// hurried tells whether the next session should follow soon, to be comparable with the last.
 func (p *probe) hurried() bool { return p.careful > 0 && (p.next == tryOther || p.next == giveUp) }
 
 // look begins with a message at the head, unless it is still the same.
 func (p *probe) look(head msg.ID) {
 	if head != p.suspect {
 		p.suspect, p.strikes, p.proofs, p.next = head, 0, 0, tryHead
-	}
-}
-
-// failed takes note that the head has failed alone.
-func (p *probe) failed() {
-	p.strikes++
-	if p.next == tryAgain {
-		p.proofs++
-	}
-	switch {
-	case p.proofs >= maxProofs:
-		p.next = giveUp
-	case p.strikes >= maxStrikes:
-		p.next = tryOther
 	}
 }
 
@@ -95,8 +119,8 @@ func (p *probe) passed(h *health.Reporter) {
 	h.Clear(&CloudRefusesMessage)
 }
 
-// oneAlone takes the next step with nothing else in flight.
-func (f *flight) oneAlone(ctx context.Context, beat Beat) error {
+// try takes the next step, with nothing else in flight.
+func (f *flight) try(ctx context.Context, beat Beat) error {
 	if err := f.read(ctx, lookBehind, beat); err != nil {
 		return err
 	}
@@ -106,32 +130,44 @@ func (f *flight) oneAlone(ctx context.Context, beat Beat) error {
 		f.p.health.Set(&CloudRefusesMessage, fmt.Sprintf("message %s, %d times", head.ID, p.strikes))
 	}
 	if p.next == giveUp {
-		f.held = f.held[1:]
 		return f.giveUp(ctx, head)
 	}
-	if p.next == tryOther {
-		if i := f.other(ctx); i > 0 {
+	f.trying = true
+	n := 1
+	switch p.next {
+	case tryPair:
+		f.topUp(ctx)
+		n = min(2, len(f.held))
+	case tryOther:
+		f.topUp(ctx)
+		if i := f.other(); i > 0 {
 			return f.tryOther(ctx, i, beat)
 		}
 	}
-	if err := f.alone(ctx, f.prepare(f.held[:1]), beat); err != nil {
-		p.failed()
+	f.pair = f.prepare(f.held[:n])
+	if err := f.alone(ctx, f.pair, beat); err != nil {
 		return err
 	}
-	f.held = f.held[1:]
+	f.held = f.held[n:]
+	f.trying = false
 	p.passed(f.p.health)
 	return nil
 }
 
-// other gives the index of a held message that can be compared with the first: one of another device, so that the order of each
-// device's messages is kept, else the second; 0 where there is none.
-func (f *flight) other(ctx context.Context) int {
-	if len(f.held) < 2 {
-		ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-		defer cancel()
-		more, _ := f.p.consumer.Read(ctx, lookBehind, maxInFlightBytes/8) // an end of the session shows at the next step
-		f.held = append(f.held, more...)
+// topUp reads on where nothing is held behind the head, without waiting for long.
+func (f *flight) topUp(ctx context.Context) {
+	if len(f.held) > 1 {
+		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	more, _ := f.p.consumer.Read(ctx, lookBehind, maxInFlightBytes/8) // an end of the session shows at the next step
+	f.held = append(f.held, more...)
+}
+
+// other gives the index of a held message that can be sent before the head: one of another device, so that the order of each
+// device's messages is kept, else the second; 0 where there is none.
+func (f *flight) other() int {
 	head, _ := f.dec.publication(&f.held[0])
 	for i := range f.held[1:] {
 		if p, err := f.dec.publication(&f.held[i+1]); err == nil && p.Device != head.Device {
@@ -141,22 +177,20 @@ func (f *flight) other(ctx context.Context) int {
 	return min(1, len(f.held)-1)
 }
 
-// tryOther sends held message i before the first.
+// tryOther sends held message i before the head.
 func (f *flight) tryOther(ctx context.Context, i int, beat Beat) error {
-	p := &f.p.probe
 	b := f.prepare(f.held[i : i+1])
 	if err := f.alone(ctx, b, beat); err != nil {
-		p.next = tryHead // the cloud is at fault
 		return err
 	}
 	f.held = append(f.held[:i:i], f.held[i+1:]...)
-	if len(b.pubs) > 0 { // it was sent, and taken
-		p.next = tryAgain
+	if b.took(0) {
+		f.p.probe.next = tryAgain
 	}
 	return nil
 }
 
-// giveUp makes a dead letter of a message that was read and not sent.
+// giveUp makes a dead letter of the head.
 func (f *flight) giveUp(ctx context.Context, head spool.Entry) error {
 	p := &f.p.probe
 	f.mu.Lock()
@@ -167,11 +201,12 @@ func (f *flight) giveUp(ctx context.Context, head spool.Entry) error {
 	if err := f.landed(ctx); err != nil {
 		return err
 	}
+	f.held = f.held[1:]
 	p.passed(f.p.health)
 	return nil
 }
 
-// alone sends a batch of at most one and waits until nothing is in flight.
+// alone sends a batch and waits until nothing is in flight.
 func (f *flight) alone(ctx context.Context, b *batch, beat Beat) error {
 	if err := f.send(ctx, b, beat); err != nil {
 		return err

@@ -161,7 +161,7 @@ func (p *pump) session(ctx context.Context, c northbound.Connector, beat Beat) (
 
 	f := newFlight(p, s, cancel)
 	err = f.run(ctx, beat)
-	p.probe.ended(f.sent, f.delivered, err)
+	p.probe.ended(f, err)
 	if task.Err() == nil && !errors.Is(err, errPaused) && !errors.Is(err, errTopicsChanged) {
 		p.health.Set(&CloudUnreachable, err.Error())
 	}

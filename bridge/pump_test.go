@@ -356,7 +356,7 @@ func TestEnvelopeOfProperties(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		p := c.got[0]
+		p := c.all()[0]
 		if p.Properties["id"] != p.ID.String() || p.Properties["device"] != "th-17" || p.Properties["time"] != time.Now().UTC().Format("2006-01-02T15:04:05.000Z") || !p.Retain {
 			t.Errorf("got %+v", p)
 		}
