@@ -25,6 +25,7 @@ import (
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/southbound"
 	"github.com/drawbridge/drawbridge/southbound/coap/dtls"
+	"github.com/drawbridge/drawbridge/southbound/coap/slots"
 )
 
 // tick is the grain of timers.
@@ -43,6 +44,7 @@ type listener struct {
 	pendings sync.Pool  // of *pending
 	jobs     chan *half // handshakes with something to do
 	wake     chan struct{}
+	syncs    chan struct{} // sequence numbers wait to be reserved
 
 	doneMu sync.Mutex
 	done   []*pending // guarded by doneMu: outcomes of the uplink
@@ -60,7 +62,9 @@ type listener struct {
 	halfCID    map[dtls.CID]*half
 	waiting    pendingList
 	timers     transmissions
-	assembling int // octets of payloads that are not whole
+	file       *slots.File // nil: associations are not kept
+	reserves   []*session  // that wait for a sync
+	assembling int         // octets of payloads that are not whole
 	sweepAt    time.Time
 	refusedAt  time.Time // when a credential was refused last; zero: not lately
 }
@@ -68,7 +72,7 @@ type listener struct {
 func open(env southbound.Env, cfg *Config) (*listener, error) {
 	l := &listener{
 		env: env, cfg: cfg, epoch: time.Now(),
-		jobs: make(chan *half, cfg.MaxHandshakes), wake: make(chan struct{}, 1),
+		jobs: make(chan *half, cfg.MaxHandshakes), wake: make(chan struct{}, 1), syncs: make(chan struct{}, 1),
 		byCID: map[dtls.CID]*session{}, byAddr: map[netip.AddrPort]*session{}, byDevice: map[string][]*session{},
 		halves: map[netip.AddrPort]*half{}, halfCID: map[dtls.CID]*half{},
 	}
@@ -121,6 +125,7 @@ func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
 	l.up, l.sock, l.serving, l.ctx = up, newSocket(conn), true, ctx
 	l.gate = dtls.NewGate(time.Now())
 	l.mu.Unlock()
+	l.restore(ctx)
 	if l.env.Bound != nil {
 		l.env.Bound(conn.LocalAddr())
 	}
@@ -130,10 +135,11 @@ func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	var wg sync.WaitGroup
-	defer wg.Wait()
 	defer l.forget()
+	defer wg.Wait()
 	wg.Go(func() { l.complete(ctx) })
 	wg.Go(func() { l.clock(ctx) })
+	wg.Go(func() { l.syncKept(ctx) })
 	if l.dtls != nil {
 		for range handshakers {
 			wg.Go(func() { l.handshake(ctx) })
@@ -176,7 +182,8 @@ func (l *listener) forget() {
 	l.serving = false
 	for _, list := range l.byDevice {
 		for _, s := range list {
-			s.dead = true
+			s.dead = true // but kept on disk
+			s.slot = noSlot
 			l.abandon(s)
 		}
 	}
@@ -186,7 +193,14 @@ func (l *listener) forget() {
 	clear(l.halves)
 	clear(l.halfCID)
 	l.waiting = pendingList{}
-	l.timers, l.assembling = nil, 0
+	l.timers, l.assembling, l.reserves = nil, 0, nil
+	l.count.sessions.Store(0)
+	if l.file != nil {
+		if err := l.file.Close(); err != nil {
+			l.env.Log.Error("associations are not kept", "err", err)
+		}
+		l.file = nil
+	}
 	l.env.Health.ClearAll()
 }
 

@@ -216,6 +216,7 @@ func (t *turn) wasReset(s *session, mid uint16) {
 	case c == nil:
 	case c.seen != nil: // it has forgotten its observation: the command goes as a request
 		s.talk.forget(c.seen.token)
+		t.l.keep(s)
 		c.sent, c.seen = nil, nil
 		t.next(s)
 	default:
@@ -345,6 +346,7 @@ func (l *listener) retransmit(t *turn) {
 			if c := x.cmd; c != nil {
 				if c.seen != nil && x.s.talk != nil {
 					x.s.talk.forget(c.seen.token) // RFC 7641 section 4.5
+					l.keep(x.s)
 				}
 				t.finish(x.s, c, msg.Reply{}, errSilent)
 			}

@@ -21,6 +21,7 @@ type Config struct {
 	Security     []string    `toml:"security"`      // "psk", "x509"; or "none", on loopback only
 	Key          string      `toml:"key"`           // of the server certificate, for "x509"
 	DeviceCA     config.Path `toml:"device_ca"`     // PEM, for "x509"
+	StateKey     string      `toml:"state_key"`     // seals what is kept of associations; empty: key
 	ConnectionID bool        `toml:"connection_id"` // RFC 9146, where the client offers it
 	Suites       []string    `toml:"suites"`        // IANA names in order of preference; empty: all that are sound
 
@@ -85,6 +86,9 @@ func (c *Config) Check(s *config.Scope) {
 		} else if _, _, err := readCA(string(c.DeviceCA)); err != nil {
 			s.Errorf("device_ca", "device_ca: %v", err)
 		}
+	}
+	if c.StateKey != "" {
+		s.Key("state_key", c.StateKey)
 	}
 	for i, name := range c.Suites {
 		var all []string

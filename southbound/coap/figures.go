@@ -24,6 +24,10 @@ var (
 		Name: "coap-handshakes-full", Title: "more devices connect than may do so at a time", Severity: health.Degraded,
 		Hint: "wait, if all devices come back at once; else look for who floods the listener, or raise max_handshakes",
 	}
+	notKept = health.Code{
+		Name: "coap-associations-not-kept", Title: "devices must make a new handshake after a restart", Severity: health.Notice,
+		Hint: "name a key that seals by state_key, and see that the state directory can be written",
+	}
 	credentialsRefused = health.Code{
 		Name: "coap-credentials-refused", Title: "a device was refused because of its credential", Severity: health.Notice,
 		Hint: "compare the device's PSK, its identity or its certificate with the configuration",
@@ -35,7 +39,7 @@ type counters struct {
 	datagramsIn, datagramsOut, bytesIn, bytesOut                             atomic.Int64
 	dropped, undecryptable, malformed, challenges, amplification             atomic.Int64
 	handshakesOK, handshakesFailed, refusedHandshakes                        atomic.Int64
-	sessions, evicted, rebound                                               atomic.Int64
+	sessions, evicted, rebound, restored                                     atomic.Int64
 	requests, duplicates, commands, retransmissions, socketErrors            atomic.Int64
 	success, clientError, serverError                                        atomic.Int64
 	failKey, failSuite, failPSK, failCertificate, failTimeout, failMalformed atomic.Int64
@@ -80,7 +84,7 @@ func (l *listener) Counters() map[string]int64 {
 		"datagrams_in": &c.datagramsIn, "datagrams_out": &c.datagramsOut, "bytes_in": &c.bytesIn, "bytes_out": &c.bytesOut,
 		"dropped": &c.dropped, "undecryptable": &c.undecryptable, "malformed": &c.malformed, "challenges": &c.challenges,
 		"amplification_held": &c.amplification, "handshakes_ok": &c.handshakesOK, "handshakes_failed": &c.handshakesFailed,
-		"handshakes_refused": &c.refusedHandshakes, "sessions": &c.sessions, "evicted": &c.evicted, "rebound": &c.rebound,
+		"handshakes_refused": &c.refusedHandshakes, "sessions": &c.sessions, "evicted": &c.evicted, "rebound": &c.rebound, "restored": &c.restored,
 		"requests": &c.requests, "duplicates": &c.duplicates, "commands": &c.commands, "retransmissions": &c.retransmissions,
 		"socket_errors": &c.socketErrors, "answers_2xx": &c.success, "answers_4xx": &c.clientError, "answers_5xx": &c.serverError,
 		"handshakes_failed_key": &c.failKey, "handshakes_failed_suite": &c.failSuite, "handshakes_failed_psk": &c.failPSK,

@@ -194,7 +194,8 @@ func (l *listener) establish(h *half, conn *dtls.Conn, id *auth.Identity, flight
 		l.drop(h)
 		l.count.handshakesOK.Add(1)
 		l.env.Health.Clear(&keyUnavailable)
-		s := &session{conn: conn, addr: h.addr, id: id, since: t.now, seen: t.now, credit: unlimited}
+		s := &session{conn: conn, addr: h.addr, id: id, since: t.now, seen: t.now, credit: unlimited, slot: noSlot}
+		l.keep(s)
 		l.add(t, s)
 		for _, b := range append(rest, h.inbox...) {
 			t.datagram(b, h.addr)
@@ -264,6 +265,8 @@ func (t *turn) records(s *session, b []byte, from netip.AddrPort) (taken bool) {
 		if !taken {
 			taken = true
 			t.heard(s, from, newest, size)
+		} else {
+			t.l.noteReceived(s, false)
 		}
 		if typ == dtls.TypeApplication {
 			t.message(s, data)
@@ -291,7 +294,7 @@ func (t *turn) plain(b []byte, from netip.AddrPort) {
 			t.l.count.dropped.Add(1)
 			return
 		}
-		s = &session{addr: from, id: &auth.Identity{Device: "anonymous", Method: "none"}, since: t.now, seen: t.now, credit: unlimited}
+		s = &session{addr: from, id: &auth.Identity{Device: "anonymous", Method: "none"}, since: t.now, seen: t.now, credit: unlimited, slot: noSlot}
 		t.l.add(t, s)
 	}
 	s.seen = t.now

@@ -57,12 +57,14 @@ func (t *turn) get(s *session, p *packet, path []byte) {
 			k.observed = append(k.observed, o)
 		}
 		o.token = bytes.Clone(p.token)
+		t.l.keep(s)
 		t.say(s, p, codes.Content, nil, uintOption(message.Observe, o.next()))
 		t.l.awake(s.id)
 		t.next(s)
 		return
 	case asked && observe == 1 && s.talk != nil:
 		s.talk.forget(p.token)
+		t.l.keep(s)
 	}
 	if t.l.commandable(s.id, string(path)) {
 		t.say(s, p, codes.Content, nil)

@@ -70,6 +70,9 @@ func (t *turn) request(s *session, p *packet) {
 		t.say(s, p, codes.ProxyingNotSupported, nil)
 		return
 	}
+	if !t.fresh(s, p) {
+		return
+	}
 	path, ok := p.path(t.path[:0])
 	t.path = path
 	if !ok {

@@ -361,12 +361,12 @@ func (w *wire) deliver(m msg.Message) func() (msg.Reply, error) {
 		err error
 	}
 	c := make(chan result, 1)
-	before := w.queued(m.Device)
+	before, sends := w.queued(m.Device), w.sends()
 	go func() {
 		r, err := w.l.Deliver(w.t.Context(), m)
 		c <- result{r, err}
 	}()
-	for w.queued(m.Device) == before {
+	for w.queued(m.Device) == before || before == 0 && w.sends() == sends {
 		select {
 		case r := <-c:
 			c <- r

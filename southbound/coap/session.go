@@ -41,6 +41,12 @@ type session struct {
 	dead    bool
 	talk    *talk // what goes the other way; nil until something does
 	parts   []*assembly
+
+	slot      int  // in the file of kept associations
+	reserving bool // sequence numbers are being reserved
+	doubted   bool // after a power cut: what comes may be a replay
+	tries     int
+	challenge []byte
 }
 
 // exchange is a message id of the device that is not to be carried out again.
@@ -166,6 +172,7 @@ func (l *listener) remove(s *session) {
 	}
 	l.unname(s)
 	l.abandon(s)
+	l.dropKept(s)
 }
 
 func (l *listener) unname(s *session) {
@@ -228,14 +235,17 @@ func (l *listener) sweep(t *turn) {
 // heard notes that an authentic record has come. Only the newest one moves the session to its address (RFC 9146 section 6).
 func (t *turn) heard(s *session, from netip.AddrPort, newest bool, size int) {
 	s.seen = t.now
+	moved := false
 	switch {
 	case newest && from != s.addr:
+		moved = true
 		t.l.count.rebound.Add(1)
 		s.addr, s.credit = from, 3*size
 		t.l.awake(s.id)
 	case s.credit != unlimited && from == s.addr:
 		s.credit = min(s.credit+3*size, 1<<20)
 	}
+	t.l.noteReceived(s, moved)
 	if list := t.l.byDevice[s.id.Device]; len(list) > 1 && list[len(list)-1] != s {
 		i := slices.Index(list, s)
 		copy(list[i:], list[i+1:])
@@ -263,11 +273,12 @@ func (t *turn) send(s *session, m []byte) {
 	} else {
 		var err error
 		if b, err = s.conn.Seal(b, dtls.TypeApplication, m); err != nil {
-			if errors.Is(err, dtls.ErrExhausted) {
+			if errors.Is(err, dtls.ErrExhausted) && s.conn.Limit() >= 1<<48-1 {
 				t.l.remove(s)
 			}
 			return
 		}
+		t.l.reserveAhead(s)
 	}
 	if s.credit != unlimited {
 		if s.credit < len(b) {

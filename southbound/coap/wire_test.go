@@ -3,6 +3,7 @@ package coap
 import (
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,11 +17,13 @@ import (
 
 // wire is a listener without DTLS and without a socket, on a clock of its own: what is fed in is answered before feed returns.
 type wire struct {
-	t    testing.TB
-	l    *listener
-	up   *southtest.Uplink
-	now  time.Time
-	sent []sentDatagram
+	t   testing.TB
+	l   *listener
+	up  *southtest.Uplink
+	now time.Time
+
+	mu   sync.Mutex
+	sent []sentDatagram // guarded by mu
 }
 
 type sentDatagram struct {
@@ -32,7 +35,11 @@ var deviceAddr = netip.MustParseAddrPort("192.0.2.7:5683")
 
 func newWire(t testing.TB, change func(*Config)) *wire {
 	t.Helper()
-	site := southtest.NewSite(t)
+	return newWireAt(t, southtest.NewSite(t), change)
+}
+
+func newWireAt(t testing.TB, site *southtest.Site, change func(*Config)) *wire {
+	t.Helper()
 	cfg := Kind().Config().(*Config)
 	cfg.Security, cfg.Listen = []string{"none"}, "127.0.0.1:0"
 	if change != nil {
@@ -51,6 +58,8 @@ func newWire(t testing.TB, change func(*Config)) *wire {
 func (w *wire) ReadBatch([]ipv4.Message, int) (int, error) { return 0, net.ErrClosed }
 
 func (w *wire) WriteBatch(list []ipv4.Message, _ int) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, m := range list {
 		a := m.Addr.(*net.UDPAddr).AddrPort()
 		w.sent = append(w.sent, sentDatagram{append([]byte(nil), m.Buffers[0]...), unmap(a)})
@@ -83,6 +92,8 @@ func (w *wire) pass(d time.Duration) []packet {
 
 func (w *wire) take() (list []packet) {
 	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, d := range w.sent {
 		var p packet
 		if err := p.parse(d.b); err != nil {
@@ -116,4 +127,11 @@ func (w *wire) request(typ message.Type, code codes.Code, mid uint16, token, pat
 		w.t.Fatal(err)
 	}
 	return b
+}
+
+// sends counts what has been sent and not taken.
+func (w *wire) sends() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.sent)
 }

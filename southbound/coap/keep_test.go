@@ -1,0 +1,303 @@
+package coap
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/southbound"
+	"github.com/drawbridge/drawbridge/southbound/southtest"
+)
+
+// sealingKeys seal with a key of the test.
+type sealingKeys struct{ southbound.Keys }
+
+func (sealingKeys) Sealer(context.Context, string) (hwcrypto.Sealer, error) {
+	b, err := aes.NewCipher(bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		return nil, err
+	}
+	a, err := cipher.NewGCMWithRandomNonce(b)
+	return testSealer{a}, err
+}
+
+type testSealer struct{ aead cipher.AEAD }
+
+func (s testSealer) Seal(_ context.Context, plain, aad []byte) ([]byte, error) {
+	return s.aead.Seal(nil, nil, plain, aad), nil
+}
+
+func (s testSealer) Unseal(_ context.Context, sealed, aad []byte) ([]byte, error) {
+	return s.aead.Open(nil, nil, sealed, aad)
+}
+
+// sealing makes a driver's listener keep its associations.
+func sealing(d southtest.Driver) southtest.Driver {
+	d.Kind = func() southbound.Kind {
+		k := Kind()
+		open := k.Open
+		k.Open = func(env southbound.Env, cfg any) (southbound.Listener, error) {
+			env.Keys = sealingKeys{env.Keys}
+			return open(env, cfg)
+		}
+		return k
+	}
+	return d
+}
+
+func TestListenerThatKeepsAssociationsKeepsTheContract(t *testing.T) {
+	southtest.Run(t, sealing(driver()))
+}
+
+func figures(b *southtest.Bench) map[string]int64 { return b.Listener.(southbound.Counters).Counters() }
+
+func TestAssociationsSurviveARestart(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	b := southtest.Start(t, sealing(driver()))
+	dev := b.Device(ctx, t, "th-1")
+	if err := dev.Expose(ctx, "/actuators/setpoint", func(p []byte) []byte { return append([]byte("got "), p...) }); err != nil {
+		t.Fatal(err)
+	}
+	for restart := range 4 {
+		for i := range 3 {
+			if code, err := dev.Report(ctx, "/sensors/temp", "", []byte{byte('0' + i)}); err != nil || code != "2.04" {
+				t.Fatalf("restart %d: %s, %v", restart, code, err)
+			}
+		}
+		r, err := b.Listener.Deliver(ctx, msg.Message{Device: "th-1", Method: "PUT", Resource: "/actuators/setpoint", Payload: []byte("21")})
+		if err != nil || string(r.Payload) != "got 21" {
+			t.Fatalf("restart %d: command: %+v, %v", restart, r, err)
+		}
+		if f := figures(b); restart > 0 && (f["handshakes_ok"] != 0 || f["restored"] != 1) {
+			t.Fatalf("restart %d: %d handshakes, %d restored", restart, f["handshakes_ok"], f["restored"])
+		}
+		if err := b.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		b.Serve(t, b.Addr.String())
+	}
+	// A device that the configuration no longer has does not come back.
+	b.RemoveDevice("th-1")
+	b.Stop()
+	b.Serve(t, b.Addr.String())
+	if f := figures(b); f["sessions"] != 0 {
+		t.Errorf("%d sessions", f["sessions"])
+	}
+}
+
+// TestServeForAnother is a gateway in a process of its own, for TestAssociationsSurviveKill to kill.
+func TestServeForAnother(t *testing.T) {
+	dir := os.Getenv("DRAWBRIDGE_TEST_SERVE")
+	if dir == "" {
+		t.Skip("it serves another test")
+	}
+	site := southtest.NewSite(t)
+	env := site.Env(t, "field")
+	env.State = dir
+	env.Keys = sealingKeys{env.Keys}
+	env.Bound = func(a net.Addr) { fmt.Printf("\nbound %s\n", a) }
+	cfg := Kind().Config().(*Config)
+	cfg.Listen, cfg.Key, cfg.DeviceCA = os.Getenv("DRAWBRIDGE_TEST_LISTEN"), "identity", config.Path(site.CAFile)
+	l, err := open(env, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	up := southtest.NewUplink()
+	up.Decide(func(m *msg.Message) error {
+		fmt.Printf("\ntook %s\n", m.Payload)
+		return nil
+	})
+	l.Serve(t.Context(), up)
+}
+
+// gateway runs TestServeForAnother, again and again.
+type gateway struct {
+	dir, listen string
+	cmd         *exec.Cmd
+	readers     sync.WaitGroup
+	mu          sync.Mutex
+	took        map[string]int // guarded by mu: how often each payload was submitted
+}
+
+func (g *gateway) start(t *testing.T) {
+	t.Helper()
+	g.cmd = exec.Command(os.Args[0], "-test.run=^TestServeForAnother$")
+	g.cmd.Env = append(os.Environ(), "DRAWBRIDGE_TEST_SERVE="+g.dir, "DRAWBRIDGE_TEST_LISTEN="+g.listen)
+	out, err := g.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	bound := make(chan string, 1)
+	g.readers.Go(func() {
+		defer close(bound)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if addr, ok := strings.CutPrefix(lines.Text(), "bound "); ok {
+				bound <- addr
+			}
+			if what, ok := strings.CutPrefix(lines.Text(), "took "); ok {
+				g.mu.Lock()
+				g.took[what]++
+				g.mu.Unlock()
+			}
+		}
+	})
+	if g.listen = <-bound; g.listen == "" {
+		t.Fatal("the gateway does not serve")
+	}
+}
+
+func (g *gateway) kill() {
+	g.cmd.Process.Kill()
+	g.readers.Wait()
+	g.cmd.Wait()
+}
+
+func TestAssociationsSurviveKill(t *testing.T) {
+	g := &gateway{dir: t.TempDir(), listen: "127.0.0.1:0", took: map[string]int{}}
+	g.start(t)
+	defer func() { g.kill() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	addr, err := net.ResolveUDPAddr("udp", g.listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch := newWatcher(t, addr)
+	dev, err := dialGoCoAP(ctx, nil, watch.addr(), "th-1", []byte("southtest-secret-of-th-1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dev.Close()
+	sent := 0
+	for kill := range 10 {
+		var b [1]byte
+		rand.Read(b[:])
+		for i := range 1 + b[0]%20 {
+			if code, err := dev.Report(ctx, "/sensors/temp", "", fmt.Appendf(nil, "%d.%d", kill, i)); err != nil || code != "2.04" {
+				t.Fatalf("after %d kills: %s, %v", kill, code, err)
+			}
+			sent++
+		}
+		g.kill()
+		g.start(t)
+		watch.replay()
+	}
+	g.kill()
+	if len(g.took) != sent {
+		t.Errorf("%d of %d reports were taken", len(g.took), sent)
+	}
+	for what, n := range g.took {
+		if n > 1 {
+			t.Errorf("report %s was taken %d times", what, n)
+		}
+	}
+	select {
+	case err := <-watch.twice:
+		t.Error(err)
+	default:
+	}
+	if files, _ := filepath.Glob(g.dir + "/*"); len(files) != 2 {
+		t.Errorf("files: %q", files)
+	}
+}
+
+// watcher stands between a device and the gateway. It sees that no sequence number comes twice from the gateway, and it replays.
+type watcher struct {
+	front, back *net.UDPConn
+	server      *net.UDPAddr
+	twice       chan error
+	mu          sync.Mutex
+	past        [][]byte // guarded by mu: what the device has sent under protection
+}
+
+func newWatcher(t *testing.T, server *net.UDPAddr) *watcher {
+	t.Helper()
+	listen := func() *net.UDPConn {
+		c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	w := &watcher{front: listen(), back: listen(), server: server, twice: make(chan error, 1)}
+	device := make(chan net.Addr, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, 4096)
+		for first := true; ; first = false {
+			n, from, err := w.front.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if first {
+				device <- from
+			}
+			if buf[0] == 25 {
+				w.mu.Lock()
+				w.past = append(w.past, bytes.Clone(buf[:n]))
+				w.mu.Unlock()
+			}
+			w.back.WriteTo(buf[:n], server)
+		}
+	})
+	wg.Go(func() {
+		buf := make([]byte, 4096)
+		seen := map[string]bool{}
+		var to net.Addr
+		for {
+			n, _, err := w.back.ReadFrom(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				continue // the gateway is away
+			}
+			if to == nil {
+				to = <-device
+			}
+			if key := string(buf[3:11]); n > 13 && buf[4] == 1 {
+				if seen[key] {
+					select {
+					case w.twice <- fmt.Errorf("sequence number %x was used twice", key):
+					default:
+					}
+				}
+				seen[key] = true
+			}
+			w.front.WriteTo(buf[:n], to)
+		}
+	})
+	t.Cleanup(func() { w.front.Close(); w.back.Close(); wg.Wait() })
+	return w
+}
+
+func (w *watcher) addr() net.Addr { return w.front.LocalAddr() }
+
+// replay sends again all that the device has ever sent.
+func (w *watcher) replay() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.past {
+		w.back.WriteTo(d, w.server)
+	}
+}
