@@ -28,6 +28,8 @@ type Options struct {
 type Queue struct {
 	o       Options
 	buckets []time.Duration
+	tooSlow error // made once: it goes with every operation
+	tooLate error
 
 	mu      sync.Mutex // guards what follows
 	running int
@@ -51,7 +53,10 @@ func New(o Options) *Queue {
 		o.Timeout = 10 * time.Second
 	}
 	b := hwcrypto.QueueBuckets()
-	return &Queue{o: o, buckets: b, waiting: map[string][]*ticket{},
+	tooLong := func(what string) error {
+		return fmt.Errorf("%s: %w: %s took more than %v", o.Chip, hwcrypto.ErrTimeout, what, o.Timeout)
+	}
+	return &Queue{o: o, buckets: b, tooSlow: tooLong("an operation"), tooLate: tooLong("waiting for a turn"), waiting: map[string][]*ticket{},
 		stats: hwcrypto.QueueStats{Chip: o.Chip, Histogram: make([]uint64, len(b)+1)}}
 }
 
@@ -82,7 +87,7 @@ func Call[T any](ctx context.Context, q *Queue, f func(context.Context) (T, erro
 	if err := q.enter(ctx); err != nil {
 		return zero, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, q.o.Timeout, q.timeout("an operation"))
+	ctx, cancel := context.WithTimeoutCause(ctx, q.o.Timeout, q.tooSlow)
 	defer cancel()
 	type result struct {
 		v   T
@@ -113,10 +118,6 @@ func Call[T any](ctx context.Context, q *Queue, f func(context.Context) (T, erro
 	}
 	call.abandon()
 	return zero, context.Cause(ctx)
-}
-
-func (q *Queue) timeout(what string) error {
-	return fmt.Errorf("%s: %w: %s took more than %v", q.o.Chip, hwcrypto.ErrTimeout, what, q.o.Timeout)
 }
 
 // enter returns when the caller may run one operation.
@@ -157,7 +158,7 @@ func (q *Queue) enter(ctx context.Context) error {
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case <-timer.C:
-		err = q.timeout("waiting for a turn")
+		err = q.tooLate
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
