@@ -42,7 +42,7 @@ func BenchmarkSign(b *testing.B) {
 			b.Fatal(err)
 		}
 		cmd := tpm2.Sign{KeyHandle: auth(h), Digest: tpm2.TPM2BDigest{Buffer: make([]byte, 32)},
-			InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgECDSA, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: tpm2.TPMAlgSHA256})},
+			InScheme:   tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgECDSA, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: tpm2.TPMAlgSHA256})},
 			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull}}
 		for b.Loop() {
 			if _, err := cmd.Execute(l); err != nil {
