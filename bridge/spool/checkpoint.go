@@ -8,6 +8,7 @@ import "encoding/binary"
 //
 //	lost, dropped
 //	number of holes; each: first above the last of the one before, length - 1
+//	number of rows that were released before their turn; each likewise
 //	number of names; the names, to which the rest refers by index
 //	number of lines; each: route, connector, accepted, delivered, expired, dead
 //	number of cursors; each: connector, floor, moved, octets pending, time of the oldest pending record in ms,
@@ -15,6 +16,7 @@ import "encoding/binary"
 type checkpoint struct {
 	lost, dropped uint64
 	holes         []span
+	gone          []span
 	lines         []lineState
 	cursors       []cursorState
 }
@@ -64,6 +66,7 @@ func (c *checkpoint) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, c.lost)
 	b = binary.AppendUvarint(b, c.dropped)
 	b = appendSpans(b, 0, c.holes)
+	b = appendSpans(b, 0, c.gone)
 	index := map[string]uint64{}
 	var names []string
 	name := func(s string) uint64 {
@@ -109,6 +112,7 @@ func parseCheckpoint(b []byte) (c checkpoint, ok bool) {
 	d := decoder{b: b}
 	c.lost, c.dropped = d.uvarint(), d.uvarint()
 	c.holes = d.spans(0)
+	c.gone = d.spans(0)
 	var names []string
 	for n := d.uvarint(); n > 0 && !d.bad; n-- {
 		names = append(names, string(d.name()))

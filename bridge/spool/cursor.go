@@ -150,7 +150,7 @@ func (cur *cursor) rewind() {
 
 // checkpoint gives the state of the class, and notes for each cursor what it says.
 func (l *log) checkpoint() *checkpoint {
-	c := &checkpoint{lost: l.lost, dropped: l.dropped, holes: l.holes}
+	c := &checkpoint{lost: l.lost, dropped: l.dropped, holes: l.holes, gone: l.gone}
 	for _, n := range l.order {
 		c.lines = append(c.lines, lineState{
 			route: n.route, connector: n.cur.consumer.name,

@@ -98,6 +98,15 @@ func (l *log) tend() {
 		l.free = append(l.free, seg)
 	}
 	short := len(l.free) < spares
+	if short && !l.releasable() {
+		l.survey()
+	}
+	if short || s.used >= s.o.MaxSize/2 {
+		if l.skipAhead(); len(l.leaving) > 0 {
+			l.flush = true
+			l.ready.Signal()
+		}
+	}
 	s.mu.Unlock()
 	if s.o.DropOldest {
 		if short {
@@ -105,6 +114,65 @@ func (l *log) tend() {
 		}
 	} else {
 		l.relieve(short)
+	}
+}
+
+// survey finds out for whom the newest segments are of which that is not known, since they were there when the spool was opened.
+// Spool.mu is held, but not while it reads.
+func (l *log) survey() {
+	const most = 8
+	n := 0
+	for i := len(l.segs) - 2; i > 0 && n < most; i-- {
+		seg := l.segs[i]
+		if seg.holds != nil {
+			continue
+		}
+		n++
+		epoch, last := seg.epoch, l.segs[i+1].base-1
+		sc := scanner{file: seg.file, seed: seg.seed, off: page, end: seg.end}
+		l.s.mu.Unlock()
+		names, ok := sc.connectors(last)
+		l.s.mu.Lock()
+		i = min(i, len(l.segs)-1) // some may have been released meanwhile
+		if !ok || seg.epoch != epoch {
+			continue
+		}
+		holds := map[*cursor]struct{}{}
+		for name := range names {
+			if cur, ok := l.cursors[name]; ok {
+				holds[cur] = struct{}{}
+			}
+		}
+		seg.holds = holds
+	}
+}
+
+// connectors names those that a segment has records for up to a sequence, and says no where it cannot tell.
+func (sc *scanner) connectors(last uint64) (names map[string]struct{}, ok bool) {
+	names = map[string]struct{}{}
+	for {
+		f, ok := sc.frame()
+		if !ok {
+			if !sc.resync() {
+				return names, true
+			}
+			continue
+		}
+		if f.first > last {
+			return names, true
+		}
+		it := f.records(sc.body(&f), false)
+		var r raw
+		for it.next(&r, func(_ []byte, to [][]byte) {
+			for _, name := range to {
+				names[string(name)] = struct{}{}
+			}
+		}) {
+		}
+		if it.left > 0 {
+			return nil, false
+		}
+		sc.off += int64(f.span)
 	}
 }
 
@@ -153,7 +221,7 @@ func (l *log) files() int {
 	if l == nil {
 		return 0
 	}
-	n := len(l.segs) + len(l.free) + len(l.trash)
+	n := len(l.segs) + len(l.free) + len(l.trash) + len(l.leaving)
 	for _, cur := range l.cursors {
 		n += len(cur.side)
 	}
@@ -187,16 +255,6 @@ func (l *log) drop() {
 		s.mu.Lock()
 		l.dropped += n
 	}
-}
-
-// behind gives the cursors that need something of the main log up to a sequence. Spool.mu is held.
-func (l *log) behind(upTo uint64) (list []*cursor) {
-	for _, cur := range l.cursors {
-		if max(cur.settled(), cur.moved) < upTo {
-			list = append(list, cur)
-		}
-	}
-	return list
 }
 
 // age expires what is older than max_age and waits for a connector that does not read. What is in flight is left to the one who has it.

@@ -41,6 +41,7 @@ type log struct {
 	sealed        bool       // the last of segs takes no more
 	free          []*segment // ready for use; the last one of them is for freeing others
 	trash         []*segment // to be deleted
+	leaving       []*segment // free when a checkpoint says that they are gone
 	names         uint64     // of the newest file
 	serial        uint64     // of the newest use of a file
 	last          uint64     // newest sequence on disk
@@ -54,7 +55,8 @@ type log struct {
 	parting       error      // what became of it
 
 	lost, dropped uint64
-	holes         []span
+	holes         []span // records that are missing, as far as somebody may come across
+	gone          []span // records that were released before older ones
 	lines         map[lineKey]*line
 	order         []*line // as they came up
 	cursors       map[string]*cursor
@@ -182,12 +184,13 @@ func (l *log) address(route string, to []string) *address {
 // append adds a record to the open batch.
 func (l *log) append(r *Record, done func(Pos, error)) error {
 	if !l.refuse.IsZero() && time.Now().Before(l.refuse) {
-		return l.cause
+		// The keeper may have found another reason since.
+		return asFull(l.cause)
 	}
 	a := l.address(r.Route, r.To)
 	if !l.s.o.DropOldest {
 		for _, n := range a.lines {
-			if n.cur.consumer.bytes > l.s.o.Share {
+			if n.cur.consumer.bytes > l.s.o.Share || int64(len(n.cur.side)+hoard)*l.s.o.Segment > l.s.o.Share && len(n.cur.side) > 0 {
 				return fmt.Errorf("%w: connector %q has its share pending", ErrFull, n.cur.consumer.name)
 			}
 		}
@@ -413,16 +416,23 @@ func (l *log) commit(b *batch) error {
 
 // full says why there is no room, and spares the disk further questions for a while.
 func (l *log) full(b *batch, cause error) error {
-	if cause == nil {
-		cause = ErrFull
-	} else if !errors.Is(cause, ErrFull) {
-		cause = fmt.Errorf("%w: %w", ErrFull, cause)
-	}
+	cause = asFull(cause)
 	if len(b.done) > 0 {
 		l.s.full = true
 		l.cause, l.refuse = cause, time.Now().Add(refuseFor)
 	}
 	return cause
+}
+
+// asFull says that there is no room, and why.
+func asFull(cause error) error {
+	switch {
+	case cause == nil:
+		return ErrFull
+	case errors.Is(cause, ErrFull):
+		return cause
+	}
+	return fmt.Errorf("%w: %w", ErrFull, cause)
 }
 
 func (l *log) active() *segment {
@@ -447,11 +457,15 @@ func (l *log) prepare(b *batch, seg *segment, withCheckpoint bool) bool {
 		l.checkpointLen = int64(b.frame.checkpoint)
 	}
 	need := l.s.aligned(int64(len(b.buf)))
-	seg.promised = seg.end + need
+	end := seg.end + need
 	if len(l.free) <= 1 && len(l.segs) > 0 && (len(b.done) > 0 || !l.s.closing && !l.releasable()) {
 		need += l.reserve()
 	}
-	return seg.end+need <= seg.size
+	if seg.end+need > seg.size {
+		return false
+	}
+	seg.promised = end
+	return true
 }
 
 // landed takes note of what is now on disk.
@@ -459,11 +473,11 @@ func (l *log) landed(b *batch, seg *segment, took time.Duration) {
 	s := l.s
 	seg.end += int64(b.frame.span)
 	l.last = b.frame.last
-	l.count, l.sync = len(b.done), took
 	s.commits++
 	s.written += int64(b.frame.span)
 	s.syncs.add(took)
 	if len(b.done) > 0 {
+		l.count, l.sync = len(b.done), took
 		s.full = false
 		l.refuse = time.Time{}
 	}
@@ -474,11 +488,14 @@ func (l *log) landed(b *batch, seg *segment, took time.Duration) {
 			cur.saved.floor = max(cur.saved.floor, cur.written.floor)
 			cur.saved.moved = max(cur.saved.moved, cur.written.moved)
 		}
-		l.release()
+		l.release(b.changes)
 	}
 	for i := range b.counts {
 		c := &b.counts[i]
 		for _, n := range c.address.lines {
+			if seg.holds != nil {
+				seg.holds[n.cur] = struct{}{}
+			}
 			n.accept(b.frame.first, b.frame.time, c.n, c.cost)
 		}
 	}

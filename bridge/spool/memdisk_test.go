@@ -182,6 +182,11 @@ func (f *memFile) Sync() error {
 	return nil
 }
 
+// framed says whether a frame waits to be flushed. The lock is held.
+func (f *memFile) framed() bool {
+	return slices.ContainsFunc(f.pending, func(w memWrite) bool { return le.Uint32(w.data) == frameMagic })
+}
+
 func (f *memFile) Size() (int64, error) {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()

@@ -170,6 +170,8 @@ func (w *witness) examine(t *testing.T, d *memDisk, o Options, ev evidence) {
 	}
 }
 
+func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
+
 func contains(list []string, s string) bool {
 	for _, x := range list {
 		if x == s {

@@ -95,12 +95,21 @@ type stretch struct {
 	last uint64 // what is beyond does not count
 }
 
-// locate finds where the record with r.seq is; where there is a gap before what is left, it says where that ends. Spool.mu is held.
-func (r *reader) locate() (at stretch, gap uint64) {
+// locate finds where the record with r.seq is; where there is a gap before what is left, it says where that ends.
+// It is sound that records are missing in a side segment, or where some were released. Spool.mu is held.
+func (r *reader) locate() (at stretch, gap uint64, sound bool) {
 	l, cur := r.cur.log, r.cur
 	list, last := l.segs, l.last
 	if r.seq <= cur.moved {
 		list, last = cur.side, cur.moved
+	} else {
+		for _, g := range l.gone {
+			if g.first > r.seq {
+				last = min(last, g.first-1)
+			} else if g.last >= r.seq {
+				return at, g.last + 1, true
+			}
+		}
 	}
 	i := len(list)
 	for i > 0 && list[i-1].base > r.seq {
@@ -110,13 +119,13 @@ func (r *reader) locate() (at stretch, gap uint64) {
 		if len(list) > 0 {
 			last = min(last, list[0].base-1)
 		}
-		return at, last + 1
+		return at, last + 1, r.seq <= cur.moved
 	}
 	if i < len(list) {
 		last = min(last, list[i].base-1)
 	}
 	seg := list[i-1]
-	return stretch{seg: seg, scan: scanner{file: seg.file, seed: seg.seed, end: seg.end}, last: last}, 0
+	return stretch{seg: seg, scan: scanner{file: seg.file, seed: seg.seed, end: seg.end}, last: last}, 0, r.seq <= cur.moved
 }
 
 // load goes to the frame that holds r.seq, or to the first behind it.
@@ -129,7 +138,7 @@ func (r *reader) load() bool {
 			r.rest()
 			return false
 		}
-		at, gap := r.locate()
+		at, gap, sound := r.locate()
 		side := r.seq <= r.cur.moved
 		if gap == 0 && (at.seg != r.seg || at.seg.epoch != r.epoch) {
 			r.seg, r.epoch = at.seg, at.seg.epoch
@@ -137,7 +146,7 @@ func (r *reader) load() bool {
 		}
 		s.mu.Unlock()
 		if gap > 0 {
-			r.skip(gap, side)
+			r.skip(gap, sound)
 			continue
 		}
 		if r.scan.buf == nil {
@@ -148,17 +157,17 @@ func (r *reader) load() bool {
 		f, ok := r.scan.frame()
 		if !ok {
 			if !r.scan.resync() {
-				r.skip(at.last+1, side)
+				r.skip(at.last+1, sound)
 			}
 			continue
 		}
 		r.scan.off += int64(f.span)
 		switch {
 		case f.first > at.last:
-			r.skip(at.last+1, side)
+			r.skip(at.last+1, sound)
 		case f.count > 0 && f.last >= r.seq:
 			if f.first > r.seq {
-				r.skip(f.first, side)
+				r.skip(f.first, sound)
 			}
 			r.frame = f.records(r.scan.body(&f), side)
 			r.lines = r.lines[:0]
@@ -167,9 +176,9 @@ func (r *reader) load() bool {
 	}
 }
 
-// skip goes on to seq, since there is nothing before it. In a main log that means damage.
-func (r *reader) skip(seq uint64, side bool) {
-	if !side && seq > r.seq {
+// skip goes on to seq, since there is nothing before it, which is sound or means damage.
+func (r *reader) skip(seq uint64, sound bool) {
+	if !sound && seq > r.seq {
 		r.hole(r.seq, seq-1)
 	}
 	r.seq = max(r.seq, seq)
@@ -186,11 +195,15 @@ func (r *reader) hole(first, last uint64) {
 	}
 }
 
-// hole adds to those that are known, and counts what is new.
+// hole adds to those that are known, and counts what is new. What was released is none.
 func (l *log) hole(first, last uint64) {
+	known := slices.Clone(l.holes)
+	for _, g := range l.gone {
+		known = addSpan(known, g)
+	}
 	fresh := last - first + 1
-	for _, h := range l.holes {
-		if a, b := max(h.first, first), min(h.last, last); a <= b {
+	for _, k := range known {
+		if a, b := max(k.first, first), min(k.last, last); a <= b {
 			fresh -= b - a + 1
 		}
 	}
@@ -199,14 +212,20 @@ func (l *log) hole(first, last uint64) {
 	}
 	l.lost += fresh
 	l.changes++
-	all := append(slices.Clone(l.holes), span{first, last})
+	l.holes = addSpan(l.holes, span{first, last})
+}
+
+// addSpan gives the spans with another, in order, and joined where they touch.
+func addSpan(spans []span, s span) []span {
+	all := append(slices.Clone(spans), s)
 	slices.SortFunc(all, func(a, b span) int { return cmp.Compare(a.first, b.first) })
-	l.holes = all[:1]
-	for _, h := range all[1:] {
-		if end := &l.holes[len(l.holes)-1]; h.first <= end.last+1 {
-			end.last = max(end.last, h.last)
+	joined := all[:1]
+	for _, next := range all[1:] {
+		if end := &joined[len(joined)-1]; next.first <= end.last+1 {
+			end.last = max(end.last, next.last)
 		} else {
-			l.holes = append(l.holes, h)
+			joined = append(joined, next)
 		}
 	}
+	return joined
 }

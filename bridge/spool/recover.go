@@ -66,7 +66,14 @@ func (l *log) recover() error {
 	if rec.fresh {
 		l.changes++
 	}
-	l.release()
+	l.segs = slices.DeleteFunc(l.segs, func(seg *segment) bool {
+		released := slices.ContainsFunc(l.gone, func(g span) bool { return g.first <= seg.base && seg.base <= g.last })
+		if released {
+			l.discard(seg)
+		}
+		return released
+	})
+	l.release(0)
 	return nil
 }
 
@@ -210,7 +217,7 @@ func (rec *recovery) records(f *frame, body []byte) {
 
 // restore puts the class in the state that a checkpoint describes.
 func (l *log) restore(c *checkpoint) {
-	l.lost, l.dropped, l.holes = c.lost, c.dropped, c.holes
+	l.lost, l.dropped, l.holes, l.gone = c.lost, c.dropped, c.holes, c.gone
 	for _, cur := range l.cursors {
 		cur.consumer.cursors[l.class] = nil
 		cur.consumer.bytes = 0

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -22,10 +23,12 @@ type segment struct {
 	name     string
 	file     file
 	seed     uint32
-	end      int64 // of what is committed; in a segment that was found there, its size, except for the newest
-	promised int64 // end, when what is on its way is there
-	busy     bool  // it is being written, and is no main segment
-	bad      bool  // not to be used again
+	end      int64                // of what is committed; in a segment that was found there, its size, except for the newest
+	promised int64                // end, when what is on its way is there
+	holds    map[*cursor]struct{} // who has records in it; nil where unknown, since it was there
+	leaves   uint64               // the change with which it was released before its turn
+	busy     bool                 // it is being written, and is no main segment
+	bad      bool                 // not to be used again
 }
 
 // use prepares a segment for a new life.
@@ -36,6 +39,7 @@ func (l *log) use(seg *segment, h header) {
 	h.epoch, h.serial, h.size = le.Uint64(b[:]), l.serial, seg.size
 	h.time = max(l.s.o.Now().UnixMilli(), 0)
 	seg.header, seg.seed, seg.end, seg.promised = h, seed(h.epoch), page, page
+	seg.holds = map[*cursor]struct{}{}
 }
 
 // write puts the frame of b at the end of seg and flushes it. It is called without the lock.
@@ -68,7 +72,10 @@ func (l *log) acquire() *segment {
 			l.s.kick()
 			return seg
 		}
-		if try == 2 || l.s.closed || time.Now().Before(l.refuse) {
+		if n == 0 && l.releasable() && l.tail() && l.commit(l.newBatch()) == nil && len(l.free) > 0 {
+			continue
+		}
+		if try >= 3 || l.s.closed || time.Now().Before(l.refuse) {
 			return nil
 		}
 		l.s.round()
@@ -77,20 +84,21 @@ func (l *log) acquire() *segment {
 
 // releasable says whether a segment would be free if things were written down as they stand.
 func (l *log) releasable() bool {
-	if len(l.segs) < 2 {
-		return false
-	}
-	last := l.segs[1].base - 1
-	for _, cur := range l.cursors {
-		if max(cur.settled(), cur.moved) < last {
-			return false
-		}
-	}
-	return true
+	return len(l.leaving) > 0 || len(l.segs) > 1 && len(l.behind(l.segs[1].base-1)) == 0
 }
 
-// release frees the segments that no connector needs, as the newest checkpoint on disk says.
-func (l *log) release() {
+// behind gives the cursors that need something of the main log up to a sequence.
+func (l *log) behind(upTo uint64) (list []*cursor) {
+	for _, cur := range l.cursors {
+		if max(cur.settled(), cur.moved) < upTo {
+			list = append(list, cur)
+		}
+	}
+	return list
+}
+
+// release frees the segments that no connector needs, as the newest checkpoint on disk says, which has the changes up to the given one.
+func (l *log) release(changes uint64) {
 	low := l.last
 	for _, cur := range l.cursors {
 		low = min(low, max(cur.saved.floor, cur.saved.moved))
@@ -99,21 +107,42 @@ func (l *log) release() {
 			cur.side = cur.side[1:]
 		}
 	}
-	freed := false
+	free := len(l.free) + len(l.trash)
 	for len(l.segs) > 1 && l.segs[1].base-1 <= low {
 		l.discard(l.segs[0])
 		l.segs = l.segs[1:]
-		freed = true
 	}
-	if freed {
-		keep := l.holes[:0]
-		for _, h := range l.holes {
-			if h.last >= l.segs[0].base {
-				keep = append(keep, h)
-			}
+	l.leaving = slices.DeleteFunc(l.leaving, func(seg *segment) bool {
+		if seg.leaves > changes {
+			return false
 		}
-		l.holes = keep
+		l.discard(seg)
+		return true
+	})
+	if len(l.free)+len(l.trash) > free {
+		old := func(s span) bool { return s.last < l.segs[0].base }
+		l.holes = slices.DeleteFunc(l.holes, old)
+		l.gone = slices.DeleteFunc(l.gone, old)
 		l.s.kick()
+	}
+}
+
+// skipAhead releases segments that are not the oldest but have nothing for those who are behind. Where one connector
+// has its share pending, the others go on behind it in this way.
+func (l *log) skipAhead() {
+	for i := len(l.segs) - 2; i > 0; i-- {
+		seg, last := l.segs[i], l.segs[i+1].base-1
+		if seg.holds == nil || slices.ContainsFunc(l.behind(last), func(cur *cursor) bool {
+			_, has := seg.holds[cur]
+			return has
+		}) {
+			continue
+		}
+		l.changes++
+		seg.leaves = l.changes
+		l.gone = addSpan(l.gone, span{seg.base, last})
+		l.leaving = append(l.leaving, seg)
+		l.segs = slices.Delete(l.segs, i, i+1)
 	}
 }
 

@@ -6,9 +6,13 @@ import (
 	"time"
 )
 
-const relieveAgain = 5 * time.Second // after it did not work
+const (
+	relieveAgain = 5 * time.Second // after it did not work
+	moveAtOnce   = 64 << 10        // octets of a frame
+)
 
-// relieve moves what slow connectors have left in the oldest main segment to side segments of theirs, so that it can be used again.
+// relieve moves what slow connectors have left in the older half of the main segments to side segments of theirs, close together,
+// so that the former can be used again.
 // It does so when space is short or half of it is used, and where it gains something.
 func (l *log) relieve(short bool) {
 	s := l.s
@@ -17,7 +21,7 @@ func (l *log) relieve(short bool) {
 		s.mu.Unlock()
 		return
 	}
-	upTo := l.segs[1].base - 1
+	upTo := l.segs[len(l.segs)/2].base - 1
 	slow := l.behind(upTo)
 	var bytes int64
 	for _, cur := range slow {
@@ -84,9 +88,11 @@ func (cur *cursor) move(upTo uint64) bool {
 		s.mu.Lock()
 		list = slices.DeleteFunc(list, func(f found) bool { return f.seq > upTo || cur.knows(f.seq) })
 		s.mu.Unlock()
-		ok = len(list) == 0 || m.write(list)
+		for i := range list {
+			ok = ok && m.add(&list[i])
+		}
 	}
-	ok = ok && m.flush()
+	ok = ok && m.write() && m.flush()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if m.old != nil {
@@ -130,25 +136,63 @@ type mover struct {
 	old    *segment // the one that was there before
 	oldEnd int64
 	segs   []*segment // those that have come since
-	buf    []byte
+	buf    []byte     // the frame in the making
+	frame  frame
+	routes map[*line]uint64 // in that frame
 }
 
-func (m *mover) write(list []found) bool {
+// add puts a record into the frame in the making, and writes one that is full.
+func (m *mover) add(r *found) bool {
+	if len(m.buf) > 0 && len(m.buf)+len(r.data) > moveAtOnce && !m.write() {
+		return false
+	}
+	if len(m.buf) == 0 {
+		m.buf = append(m.buf, zeros[:frameHead]...)
+		m.routes = map[*line]uint64{}
+		m.frame = frame{first: r.seq, last: r.seq, time: max(r.time, 0)}
+	}
+	m.buf = appendSide(m.buf, r, m.routes, &m.frame)
+	return true
+}
+
+// appendSide adds a record for one connector to a frame, with its sequence.
+func appendSide(b []byte, r *found, routes map[*line]uint64, f *frame) []byte {
+	n, ok := routes[r.line]
+	if !ok {
+		n = uint64(len(routes))
+		routes[r.line] = n
+	}
+	b = binary.AppendUvarint(b, n)
+	if !ok {
+		b = appendName(b, r.line.route)
+		b = binary.AppendUvarint(b, 1)
+		b = appendName(b, r.line.cur.consumer.name)
+	}
+	b = binary.AppendUvarint(b, r.seq-f.last)
+	f.last = r.seq
+	f.count++
+	return appendRecord(b, r.id, r.time, r.expires, f.time, r.data)
+}
+
+// write puts the frame in the making, if there is one, behind the one before.
+func (m *mover) write() bool {
+	if len(m.buf) == 0 {
+		return true
+	}
 	s := m.cur.log.s
-	f := frame{first: list[0].seq, last: list[len(list)-1].seq, time: max(list[0].time, 0), count: uint32(len(list))}
-	m.buf = appendSide(m.buf[:0], list, &f)
 	if m.seg == nil || m.end+s.aligned(int64(len(m.buf))) > m.seg.size {
-		if !m.flush() || !m.next(f.first) {
+		if !m.flush() || !m.next(m.frame.first) {
 			return false
 		}
 	}
-	m.buf = f.seal(m.buf, m.seg.seed, s.o.Align)
+	m.buf = m.frame.seal(m.buf, m.seg.seed, s.o.Align)
 	if _, err := m.seg.file.WriteAt(m.buf, m.end); err != nil {
 		return false
 	}
-	m.end += int64(f.span)
+	m.buf = m.buf[:0]
+	m.end += int64(m.frame.span)
 	s.mu.Lock()
-	s.written += int64(f.span)
+	s.written += int64(m.frame.span)
 	if m.seg == m.old {
 		m.oldEnd = m.end
 	} else {
@@ -189,29 +233,4 @@ func (m *mover) next(base uint64) bool {
 	l.s.mu.Unlock()
 	_, err := m.seg.file.WriteAt(m.seg.encode(), 0)
 	return err == nil
-}
-
-// appendSide makes a frame of records for one connector, with their sequences.
-func appendSide(b []byte, list []found, f *frame) []byte {
-	b = append(b, zeros[:frameHead]...)
-	routes := map[*line]uint64{}
-	seq := f.first
-	for i := range list {
-		r := &list[i]
-		n, ok := routes[r.line]
-		if !ok {
-			n = uint64(len(routes))
-			routes[r.line] = n
-		}
-		b = binary.AppendUvarint(b, n)
-		if !ok {
-			b = appendName(b, r.line.route)
-			b = binary.AppendUvarint(b, 1)
-			b = appendName(b, r.line.cur.consumer.name)
-		}
-		b = binary.AppendUvarint(b, r.seq-seq)
-		seq = r.seq
-		b = appendRecord(b, r.id, r.time, r.expires, f.time, r.data)
-	}
-	return b
 }

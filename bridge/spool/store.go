@@ -326,7 +326,7 @@ func (s *Spool) closeFiles() error {
 		if l == nil || l.dir == nil {
 			continue
 		}
-		segs := slices.Concat(l.segs, l.free, l.trash)
+		segs := slices.Concat(l.segs, l.free, l.trash, l.leaving)
 		for _, cur := range l.cursors {
 			segs = append(segs, cur.side...)
 		}
