@@ -30,14 +30,22 @@ type goCoAP struct {
 }
 
 func dialGoCoAP(ctx context.Context, _ *southtest.Site, addr net.Addr, device string, secret []byte) (southtest.Device, error) {
+	return dialPSK(ctx, addr, device, secret, piondtls.WithConnectionIDGenerator(piondtls.OnlySendCIDGenerator()))
+}
+
+func dialWithoutCID(ctx context.Context, _ *southtest.Site, addr net.Addr, device string, secret []byte) (southtest.Device, error) {
+	return dialPSK(ctx, addr, device, secret)
+}
+
+func dialPSK(ctx context.Context, addr net.Addr, device string, secret []byte, opts ...piondtls.ClientOption) (southtest.Device, error) {
 	d := &goCoAP{router: mux.NewRouter()}
 	udp, err := net.DialUDP("udp", nil, addr.(*net.UDPAddr))
 	if err != nil {
 		return nil, err
 	}
-	conn, err := piondtls.ClientWithOptions(connected{udp}, addr,
-		piondtls.WithPSK(func([]byte) ([]byte, error) { return secret, nil }), piondtls.WithPSKIdentityHint([]byte(device)),
-		piondtls.WithCipherSuites(piondtls.TLS_PSK_WITH_AES_128_GCM_SHA256), piondtls.WithConnectionIDGenerator(piondtls.OnlySendCIDGenerator()))
+	opts = append(opts, piondtls.WithPSK(func([]byte) ([]byte, error) { return secret, nil }), piondtls.WithPSKIdentityHint([]byte(device)),
+		piondtls.WithCipherSuites(piondtls.TLS_PSK_WITH_AES_128_GCM_SHA256))
+	conn, err := piondtls.ClientWithOptions(connected{udp}, addr, opts...)
 	if err != nil {
 		return nil, err
 	}

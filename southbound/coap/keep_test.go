@@ -130,6 +130,7 @@ func TestServeForAnother(t *testing.T) {
 // gateway runs TestServeForAnother, again and again.
 type gateway struct {
 	dir, listen string
+	within      []string // a command to run it by
 	cmd         *exec.Cmd
 	readers     sync.WaitGroup
 	mu          sync.Mutex
@@ -138,7 +139,8 @@ type gateway struct {
 
 func (g *gateway) start(t *testing.T) {
 	t.Helper()
-	g.cmd = exec.Command(os.Args[0], "-test.run=^TestServeForAnother$")
+	args := append(append([]string(nil), g.within...), os.Args[0], "-test.run=^TestServeForAnother$")
+	g.cmd = exec.Command(args[0], args[1:]...)
 	g.cmd.Env = append(os.Environ(), "DRAWBRIDGE_TEST_SERVE="+g.dir, "DRAWBRIDGE_TEST_LISTEN="+g.listen)
 	out, err := g.cmd.StdoutPipe()
 	if err != nil {

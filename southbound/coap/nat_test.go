@@ -1,0 +1,150 @@
+package coap
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/drawbridge/drawbridge/southbound/southtest"
+)
+
+// TestDeviceForAnother is a device in a process of its own: each line that it reads is a report; it answers with the code and how many handshakes
+// it has made.
+func TestDeviceForAnother(t *testing.T) {
+	server := os.Getenv("DRAWBRIDGE_TEST_SERVER")
+	if server == "" {
+		t.Skip("it serves another test")
+	}
+	addr, err := net.ResolveUDPAddr("udp", server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := dialGoCoAP
+	if os.Getenv("DRAWBRIDGE_TEST_CID") == "" {
+		dial = dialWithoutCID
+	}
+	handshakes := 0
+	var dev southtest.Device
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		for {
+			code, err := func() (string, error) {
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				defer cancel()
+				if dev == nil {
+					handshakes++
+					var err error
+					if dev, err = dial(ctx, nil, addr, "th-1", []byte("southtest-secret-of-th-1")); err != nil {
+						return "", err
+					}
+				}
+				return dev.Report(ctx, "/sensors/temp", "", []byte(lines.Text()))
+			}()
+			if err == nil {
+				fmt.Printf("\nanswer %s %d\n", code, handshakes)
+				break
+			}
+			if handshakes > 100 {
+				t.Fatal(err)
+			}
+			dev = nil // without a connection id a new address needs a new handshake
+		}
+	}
+}
+
+// TestDevicesBehindNAT puts a device behind a real NAT that forgets its mapping before each report.
+func TestDevicesBehindNAT(t *testing.T) {
+	ip, iptables := program(t, "ip"), program(t, "iptables")
+	if os.Getuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("network namespaces need root")
+		}
+		t.Skip("network namespaces need root")
+	}
+	id := fmt.Sprintf("dbt%d", os.Getpid())
+	srv, nat, dev := id+"s", id+"n", id+"d"
+	sh := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	in := func(ns string, args ...string) { t.Helper(); sh(append([]string{ip, "netns", "exec", ns}, args...)...) }
+	for _, ns := range []string{srv, nat, dev} {
+		sh(ip, "netns", "add", ns)
+		t.Cleanup(func() { exec.Command(ip, "netns", "del", ns).Run() })
+		in(ns, ip, "link", "set", "lo", "up")
+	}
+	link := func(a, aAddr, b, bAddr, aName, bName string) {
+		sh(ip, "-n", a, "link", "add", aName, "type", "veth", "peer", "name", bName, "netns", b)
+		sh(ip, "-n", a, "addr", "add", aAddr, "dev", aName)
+		sh(ip, "-n", b, "addr", "add", bAddr, "dev", bName)
+		sh(ip, "-n", a, "link", "set", aName, "up")
+		sh(ip, "-n", b, "link", "set", bName, "up")
+	}
+	link(nat, "198.51.100.1/24", srv, "198.51.100.2/24", "out", "in")
+	link(nat, "10.9.0.1/24", dev, "10.9.0.2/24", "lan", "wan")
+	sh(ip, "-n", dev, "route", "add", "default", "via", "10.9.0.1")
+	in(nat, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	in(nat, iptables, "-t", "nat", "-A", "POSTROUTING", "-o", "out", "-p", "udp", "-j", "MASQUERADE", "--random-fully")
+
+	for _, cid := range []bool{true, false} {
+		t.Run(map[bool]string{true: "with a connection id", false: "without"}[cid], func(t *testing.T) {
+			g := &gateway{dir: t.TempDir(), listen: "198.51.100.2:5684", took: map[string]int{}, within: []string{ip, "netns", "exec", srv}}
+			g.start(t)
+			defer g.kill()
+			cmd := exec.Command(ip, "netns", "exec", dev, os.Args[0], "-test.run=^TestDeviceForAnother$")
+			cmd.Env = append(os.Environ(), "DRAWBRIDGE_TEST_SERVER="+g.listen)
+			if cid {
+				cmd.Env = append(cmd.Env, "DRAWBRIDGE_TEST_CID=1")
+			}
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { stdin.Close(); cmd.Process.Kill(); cmd.Wait() }()
+			lines := bufio.NewScanner(stdout)
+			rebindings, handshakes := 20, 1
+			if !cid {
+				rebindings, handshakes = 3, 4
+			}
+			for i := range rebindings + 1 {
+				io.WriteString(stdin, fmt.Sprintf("%d\n", i))
+				var code string
+				var n int
+				for lines.Scan() {
+					if rest, ok := strings.CutPrefix(lines.Text(), "answer "); ok {
+						fmt.Sscan(rest, &code, &n)
+						break
+					}
+				}
+				if code != "2.04" || i < rebindings && cid && n != 1 || i == rebindings && n != handshakes {
+					t.Fatalf("after %d rebindings: %q, %d handshakes", i, code, n)
+				}
+				// MASQUERADE forgets its mappings when the link goes down; the next one gets another port.
+				sh(ip, "-n", nat, "link", "set", "out", "down")
+				sh(ip, "-n", nat, "link", "set", "out", "up")
+			}
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			for i := range rebindings + 1 {
+				if n := g.took[fmt.Sprint(i)]; n != 1 {
+					t.Errorf("report %d was taken %d times", i, n)
+				}
+			}
+		})
+	}
+}
