@@ -7,7 +7,6 @@ import (
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/bridge/transform"
-	"github.com/drawbridge/drawbridge/config"
 )
 
 // Trial is what would become of a report.
@@ -15,8 +14,7 @@ type Trial struct {
 	Device   string             `json:"device"`
 	Groups   []string           `json:"groups"`
 	Resource string             `json:"resource"`
-	Allowed  bool               `json:"allowed"`        // by a rule of the policy
-	Rule     int                `json:"rule,omitempty"` // the line in which that rule begins, where the policy can tell
+	Allowed  bool               `json:"allowed"` // by a rule of the policy
 	Route    string             `json:"route,omitempty"`
 	Pattern  string             `json:"pattern,omitempty"`  // the route's resource
 	Template string             `json:"template,omitempty"` // the route's topic as in the file
@@ -33,21 +31,12 @@ type Trial struct {
 	Refusal  string             `json:"refusal,omitempty"` // why the answer is no; empty: it is yes
 }
 
-// explainer is the ability of a policy to show its rule; *auth.Realm has it.
-type explainer interface {
-	Explain(id *auth.Identity, op auth.Op, connector, resource string) *config.Allow
-}
-
 // Test tells what would become of a report, without doing it. A nil payload leaves the transform out.
 // groups are those that the device's credential would give; those of the configuration are added.
 func (t *Table) Test(policy auth.Policy, device string, groups []string, resource, typ string, payload []byte, now time.Time) Trial {
 	groups = unite(t.devices[device].groups, groups)
 	tr := Trial{Device: device, Groups: groups, Resource: resource}
-	id := &auth.Identity{Device: device, Groups: groups}
-	tr.Allowed = policy.Allowed(id, auth.Report, resource)
-	if e, ok := policy.(explainer); ok && tr.Allowed {
-		tr.Rule = e.Explain(id, auth.Report, "", resource).Pos.Line
-	}
+	tr.Allowed = policy.Allowed(&auth.Identity{Device: device, Groups: groups}, auth.Report, resource)
 	r, captured := t.uplink(device, groups, resource)
 	if r != nil {
 		tr.Route, tr.Pattern, tr.Template, tr.To, tr.QoS, tr.Retain, tr.TTL = r.name, r.resource, r.topicText, r.to, r.qos, r.retain, r.ttl
