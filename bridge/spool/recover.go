@@ -50,7 +50,6 @@ func (l *log) recover() error {
 	}
 	for _, cur := range l.cursors {
 		cur.reader.seq = cur.read
-		cur.consumer.bytes += cur.bytes
 	}
 	for _, h := range rec.holes {
 		low := h.last
@@ -220,7 +219,6 @@ func (l *log) restore(c *checkpoint) {
 	l.lost, l.dropped, l.holes, l.gone = c.lost, c.dropped, c.holes, c.gone
 	for _, cur := range l.cursors {
 		cur.consumer.cursors[l.class] = nil
-		cur.consumer.bytes = 0
 	}
 	clear(l.lines)
 	clear(l.cursors)

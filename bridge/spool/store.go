@@ -88,6 +88,14 @@ func open(d disk, o Options) (*Spool, error) {
 			return nil, fmt.Errorf("%v: %w", c, err)
 		}
 	}
+	for _, c := range s.consumers {
+		c.bytes = 0
+		for _, cur := range c.cursors {
+			if cur != nil {
+				c.bytes += cur.bytes
+			}
+		}
+	}
 	for _, l := range s.logs {
 		if l != nil {
 			l.start()
