@@ -142,3 +142,12 @@ func (s Subject) testCSR(t *testing.T) {
 		t.Fatalf("openssl req: %v\n%s", err, out)
 	}
 }
+
+// NewSoftwareCertificate is a certificate with a key in memory, for a peer.
+func NewSoftwareCertificate(t testing.TB, ca *CA, name string) tls.Certificate {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	check(t, err)
+	block, _ := pem.Decode(ca.Issue(t, k.Public(), name, time.Hour))
+	return tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: k}
+}

@@ -1,0 +1,137 @@
+package keytest
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// EST is a CA that enrols by RFC 7030, with a knob per fault.
+type EST struct {
+	URL string
+	CA  *CA
+
+	t      testing.TB
+	encode func(...*x509.Certificate) ([]byte, error)
+
+	mu       sync.Mutex // guards what follows
+	valid    time.Duration
+	refuse   string // why requests are refused; "": they are not
+	later    bool
+	other    bool // certifies another key
+	enrolled int
+	renewed  int
+}
+
+// NewEST starts one. encode writes a PKCS #7 with certificates alone; user and password are those of the first enrolment.
+func NewEST(t testing.TB, user, password string, encode func(...*x509.Certificate) ([]byte, error)) *EST {
+	t.Helper()
+	e := &EST{CA: NewCA(t), t: t, encode: encode, valid: time.Hour}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /.well-known/est/cacerts", func(w http.ResponseWriter, _ *http.Request) { e.send(w, e.CA.Cert) })
+	mux.HandleFunc("GET /.well-known/est/csrattrs", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/csrattrs")
+		// The example of RFC 7030 section 4.5.2.
+		io.WriteString(w, "MEEGCSqGSIb3DQEJBzASBgcqhkjOPQIBMQcGBSuBBAAiMBYGCSqGSIb3DQEJDjEJBgcrBgEBAQEWBggqhkjOPQQDAw==")
+	})
+	enroll := func(count *int, allowed func(*http.Request) bool) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			if !allowed(r) {
+				w.Header().Set("WWW-Authenticate", `Basic realm="est"`)
+				http.Error(w, "who are you?", http.StatusUnauthorized)
+				return
+			}
+			switch {
+			case e.refuse != "":
+				http.Error(w, e.refuse, http.StatusForbidden)
+				return
+			case e.later:
+				w.Header().Set("Retry-After", "120")
+				w.WriteHeader(http.StatusAccepted)
+				return
+			}
+			body, _ := io.ReadAll(r.Body)
+			der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(string(body)), ""))
+			var csr *x509.CertificateRequest
+			if err == nil {
+				csr, err = x509.ParseCertificateRequest(der)
+			}
+			if err == nil {
+				err = csr.CheckSignature()
+			}
+			if err != nil || r.Header.Get("Content-Type") != "application/pkcs10" {
+				http.Error(w, "bad request", http.StatusBadRequest)
+				return
+			}
+			pub := csr.PublicKey
+			if e.other {
+				pub = e.CA.key.Public()
+			}
+			block, _ := pem.Decode(e.CA.Issue(e.t, pub, csr.Subject.CommonName, e.valid))
+			cert, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+			*count++
+			e.send(w, e.CA.Cert, cert) // in an order that means nothing
+		}
+	}
+	mux.Handle("POST /.well-known/est/simpleenroll", enroll(&e.enrolled, func(r *http.Request) bool {
+		u, p, ok := r.BasicAuth()
+		return ok && u == user && p == password
+	}))
+	mux.Handle("POST /.well-known/est/simplereenroll", enroll(&e.renewed, func(r *http.Request) bool { return len(r.TLS.VerifiedChains) > 0 }))
+	srv := httptest.NewUnstartedServer(mux)
+	own := NewSoftwareCertificate(t, e.CA, "localhost")
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{own}, ClientCAs: e.CA.Pool, ClientAuth: tls.VerifyClientCertIfGiven}
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	e.URL = srv.URL + "/.well-known/est"
+	return e
+}
+
+func (e *EST) send(w http.ResponseWriter, certs ...*x509.Certificate) {
+	b, err := e.encode(certs...)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/pkcs7-mime; smime-type=certs-only")
+	w.Header().Set("Content-Transfer-Encoding", "base64")
+	s := base64.StdEncoding.EncodeToString(b)
+	for len(s) > 76 {
+		io.WriteString(w, s[:76]+"\r\n")
+		s = s[76:]
+	}
+	io.WriteString(w, s+"\r\n")
+}
+
+// Refuse has requests refused for a reason; "" ends it.
+func (e *EST) Refuse(why string) { e.mu.Lock(); e.refuse = why; e.mu.Unlock() }
+
+// Later has requests answered by 202.
+func (e *EST) Later(on bool) { e.mu.Lock(); e.later = on; e.mu.Unlock() }
+
+// CertifyAnother has another key than the request's certified.
+func (e *EST) CertifyAnother(on bool) { e.mu.Lock(); e.other = on; e.mu.Unlock() }
+
+// Valid is for how long certificates are made.
+func (e *EST) Valid(d time.Duration) { e.mu.Lock(); e.valid = d; e.mu.Unlock() }
+
+// Counts are how many were enrolled and renewed.
+func (e *EST) Counts() (enrolled, renewed int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.enrolled, e.renewed
+}
