@@ -126,7 +126,15 @@ func open(o Options, q queue) (*Bridge, error) {
 // that are gone or replaced are to be stopped before. A session whose subscriptions change ends and is dialled again.
 // Where the tables behind s.Policy change, call it after that change: verdicts are remembered from one Swap to the next.
 func (b *Bridge) Swap(s Setup) {
-	old := b.state.Swap(newState(s))
+	fresh := newState(s)
+	old := b.state.Swap(fresh)
+	for name, l := range fresh.limits {
+		if detail := s.Table.tooLong(name, l); detail != "" {
+			b.o.Health.For("connector "+name).Set(&TopicTooLong, detail)
+		} else {
+			b.o.Health.For("connector " + name).Clear(&TopicTooLong)
+		}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for name, p := range b.pumps {

@@ -135,7 +135,7 @@ func (f *flight) read(ctx context.Context, n int, beat Beat) (err error) {
 	return err
 }
 
-// waitForRoom waits until something may be sent, and tells how much.
+// waitForRoom waits until a good part of what may be in flight is free, so that batches stay large, and tells how much.
 func (f *flight) waitForRoom(ctx context.Context, beat Beat) (int, error) {
 	most := maxInFlight
 	if w := f.limits.Window; w > 0 {
@@ -144,7 +144,7 @@ func (f *flight) waitForRoom(ctx context.Context, beat Beat) (int, error) {
 	for {
 		f.mu.Lock()
 		n := most - f.count
-		full := n <= 0 || f.count > 0 && f.bytes >= maxInFlightBytes
+		full := n < max(1, most/4) || f.count > 0 && f.bytes >= maxInFlightBytes
 		f.mu.Unlock()
 		if !full {
 			return n, nil

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/drawbridge/drawbridge/internal/msg"
@@ -31,4 +32,22 @@ func topicFits(topic string, l northbound.Limits) error {
 		return fmt.Errorf("topic of %d levels: the platform takes %d", levels, l.TopicLevels)
 	}
 	return nil
+}
+
+// tooLong tells which route to the connector has topics that cannot fit whatever is filled in; empty: none.
+func (t *Table) tooLong(connector string, l northbound.Limits) string {
+	for _, e := range t.uplinks {
+		shortest, err := e.r.topic.fill(func(name string) (string, bool) {
+			if name == "gateway" {
+				return t.gateway, true
+			}
+			return "x", true
+		})
+		if err == nil && slices.Contains(e.r.to, connector) {
+			if err := topicFits(shortest, l); err != nil {
+				return fmt.Sprintf("uplink %q: %v", e.r.name, err)
+			}
+		}
+	}
+	return ""
 }
