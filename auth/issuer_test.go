@@ -69,7 +69,8 @@ type chip struct {
 	keys    map[string]crypto.Signer
 	certs   map[string]*tls.Certificate
 	secrets map[string]string
-	fail    error // of the sealer
+	sealer  hwcrypto.Sealer // nil: itself
+	fail    error           // of the sealer
 }
 
 func newChip(t *testing.T) *chip {
@@ -97,7 +98,12 @@ func (c *chip) Secret(_ context.Context, ref string) ([]byte, error) {
 	return nil, fmt.Errorf("no secret %q", ref)
 }
 
-func (c *chip) Sealer(context.Context, string) (hwcrypto.Sealer, error) { return c, nil }
+func (c *chip) Sealer(context.Context, string) (hwcrypto.Sealer, error) {
+	if c.sealer != nil {
+		return c.sealer, nil
+	}
+	return c, nil
+}
 
 func (c *chip) setFail(err error) {
 	c.mu.Lock()
@@ -130,11 +136,11 @@ type issuer struct {
 	chip *chip
 }
 
-// startIssuer runs the provider with one client for every way in which a client can show who it is.
-func startIssuer(t *testing.T) *issuer {
+// startIssuer runs the provider with one client for every way in which a client can show who it is. Keys that the chip lacks are made.
+func startIssuer(t *testing.T, c *chip) *issuer {
 	t.Helper()
 	modules := install(t)
-	i := &issuer{t: t, dir: t.TempDir(), chip: newChip(t)}
+	i := &issuer{t: t, dir: t.TempDir(), chip: c}
 	ca := newAuthority(t, time.Now())
 	i.write("ca.crt", pemOf("CERTIFICATE", ca.cert.Raw))
 
@@ -150,17 +156,22 @@ func startIssuer(t *testing.T) *issuer {
 	}
 	i.write("server.key", pemOf("PRIVATE KEY", der))
 
-	i.chip.keys["ec"] = newKey(t)
-	if i.chip.keys["rsa"], err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"ec", "tls"} {
+		if c.keys[name] == nil {
+			c.keys[name] = newKey(t)
+		}
 	}
-	tlsKey := newKey(t)
+	if c.keys["rsa"] == nil {
+		if c.keys["rsa"], err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tlsKey := c.keys["tls"]
 	client := sign(t, &x509.Certificate{
 		SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "gw1"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, ca.cert, tlsKey.Public(), ca.key)
-	i.chip.keys["tls"] = tlsKey
-	i.chip.certs["tls"] = &tls.Certificate{Certificate: [][]byte{client.Raw}, PrivateKey: tlsKey, Leaf: client}
+	c.certs["tls"] = &tls.Certificate{Certificate: [][]byte{client.Raw}, PrivateKey: tlsKey, Leaf: client, SupportedSignatureAlgorithms: []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256}}
 	i.chip.secrets["file:/secret"] = "s3cr&t with %25 blanks"
 
 	i.clients()

@@ -94,6 +94,23 @@ func (t *Tokens) Source(name string) (*Source, error) {
 	return s, nil
 }
 
+// Token gives the access token of [token.NAME] and when it ends.
+func (t *Tokens) Token(ctx context.Context, name string) (token string, expires time.Time, err error) {
+	s, err := t.Source(name)
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	got, err := s.Token(ctx)
+	return got.Value, got.Expires, err
+}
+
+// Reject tells that a cloud does not take a token of [token.NAME], though its time has not come; see Source.Reject.
+func (t *Tokens) Reject(name, token string) {
+	if s, err := t.Source(name); err == nil {
+		s.Reject(Token{Value: token})
+	}
+}
+
 // start runs a request that Close waits for; false once it has been called.
 func (t *Tokens) start(request func()) bool {
 	t.starting.Lock()

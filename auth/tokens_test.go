@@ -19,6 +19,8 @@ import (
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
+	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
 	"github.com/drawbridge/drawbridge/internal/health"
 )
 
@@ -87,7 +89,7 @@ func claims(t *testing.T, token string) map[string]any {
 
 // TestIssuer holds every grant and every way to show who one is against a certified provider.
 func TestIssuer(t *testing.T) {
-	i := startIssuer(t)
+	i := startIssuer(t, newChip(t))
 	resource := map[string]string{"resource": "urn:iot"}
 	iot := []string{"iot"}
 	tokens := map[string]*config.Token{
@@ -270,6 +272,61 @@ func TestIssuer(t *testing.T) {
 			t.Run(client, func(t *testing.T) { enrolAndRotate(t, i, c) })
 		}
 	})
+}
+
+// TestIssuerWithChips does it with keys that no one can take out: assertions, proofs and TLS are signed in the chip, and the refresh token
+// is sealed by it.
+func TestIssuerWithChips(t *testing.T) {
+	for name, uri := range map[string]func(t *testing.T) func(string) string{
+		"SoftHSM2": func(t *testing.T) func(string) string { return keytest.SoftHSM(t).URI },
+		"swtpm":    func(t *testing.T) func(string) string { return keytest.SWTPM(t).URI },
+	} {
+		t.Run(name, func(t *testing.T) {
+			need(t, "node", "npm")
+			in := uri(t)
+			keys := map[string]*config.Key{"ec": {URI: in("ec")}, "tls": {URI: in("tls")}}
+			ring, err := keyring.New(t.Context(), keyring.Options{Keys: keys, BaseDir: t.TempDir(), State: t.TempDir(), Now: time.Now})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { ring.Close() })
+			c := newChip(t)
+			for name := range keys {
+				if _, _, err := ring.New(t.Context(), name, hwcrypto.ECDSAP256); err != nil {
+					t.Fatal(err)
+				}
+				if c.keys[name], err = ring.Signer(t.Context(), name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.sealer, err = ring.Sealer(t.Context(), "ec"); err != nil {
+				t.Fatal(err)
+			}
+			i := startIssuer(t, c)
+			g := newGateway(t, i, t.TempDir(), map[string]*config.Token{
+				"pkjwt": {ClientID: "pkjwt", ClientAuth: "private_key_jwt", Key: "ec"},
+				"dpop":  {ClientID: "dpop", ClientAuth: "private_key_jwt", Key: "ec", DPoP: true},
+				"tls":   {ClientID: "tls", ClientAuth: "tls", Key: "tls"},
+				"kept":  {ClientID: "pkjwt", ClientAuth: "private_key_jwt", Key: "ec", Grant: "refresh_token", Scopes: []string{"openid", "offline_access"}},
+			})
+			for _, name := range []string{"pkjwt", "dpop", "tls"} {
+				if _, _, err := g.Token(t.Context(), name); err != nil {
+					t.Error(err)
+				}
+			}
+			err = g.Enroll(t.Context(), "kept", func(p auth.DevicePrompt) { i.turn("approve?user_code=" + p.Code) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.Close()
+			again := newGateway(t, i, g.state, map[string]*config.Token{
+				"kept": {ClientID: "pkjwt", ClientAuth: "private_key_jwt", Key: "ec", Grant: "refresh_token", Scopes: []string{"openid", "offline_access"}},
+			})
+			if _, _, err := again.Token(t.Context(), "kept"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 func enrolAndRotate(t *testing.T, i *issuer, c *config.Token) {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
 )
 
 // endpoint is a token endpoint that looks at what it is sent.
@@ -259,4 +260,7 @@ func TestDayWithFailingIssuer(t *testing.T) {
 	t.Logf("asked %d times in a day", e.asked.Load())
 }
 
-var _ auth.Keys = (*chip)(nil)
+var (
+	_ auth.Keys = (*chip)(nil)
+	_ auth.Keys = keyring.View{}
+)
