@@ -61,6 +61,14 @@ type Log struct {
 type Status struct {
 	Listen string `toml:"listen"` // default "127.0.0.1:8480"; "" turns it off
 	Socket Path   `toml:"socket"` // default /run/drawbridge/drawbridge.sock
+
+	// What follows is for an address that others can reach: it is served over TLS alone, to people who have logged in.
+	Key          string    `toml:"key"`           // [key.NAME] whose certificate browsers see
+	Password     SecretRef `toml:"password"`      // the operator's, for when the issuer is away; empty: none
+	Issuer       string    `toml:"issuer"`        // [issuer.NAME] whose people may log in; empty: none
+	ClientID     string    `toml:"client_id"`     // of this gateway at the issuer
+	ClientSecret SecretRef `toml:"client_secret"` // empty: a public client
+	RolesClaim   string    `toml:"roles_claim"`   // where the issuer says "viewer" or "operator"; default "roles"
 }
 
 // Spool is [spool].
@@ -76,6 +84,11 @@ type Key struct {
 	URI    string `toml:"uri"`    // pkcs11:, tpm: or file:
 	Cert   Path   `toml:"cert"`   // PEM chain; empty: none yet
 	Module Path   `toml:"module"` // PKCS#11 module; empty: found by p11-kit's rules
+
+	EST         string    `toml:"est"`          // URL of an EST server (RFC 7030) that certifies the key and renews; empty: a person does
+	ESTCA       Path      `toml:"est_ca"`       // who may answer there; empty: the system's roots
+	ESTUser     string    `toml:"est_user"`     // HTTP Basic for the first certificate; empty: none
+	ESTPassword SecretRef `toml:"est_password"` // likewise
 }
 
 // Component is [listener.NAME] or [connector.NAME]: its type and what the type's own struct holds.
