@@ -66,6 +66,7 @@ type listener struct {
 	reserves   []*session  // that wait for a sync
 	assembling int         // octets of payloads that are not whole
 	sweepAt    time.Time
+	limits     limiter
 	refusedAt  time.Time // when a credential was refused last; zero: not lately
 }
 
@@ -74,7 +75,7 @@ func open(env southbound.Env, cfg *Config) (*listener, error) {
 		env: env, cfg: cfg, epoch: time.Now(),
 		jobs: make(chan *half, cfg.MaxHandshakes), wake: make(chan struct{}, 1), syncs: make(chan struct{}, 1),
 		byCID: map[dtls.CID]*session{}, byAddr: map[netip.AddrPort]*session{}, byDevice: map[string][]*session{},
-		halves: map[netip.AddrPort]*half{}, halfCID: map[dtls.CID]*half{},
+		halves: map[netip.AddrPort]*half{}, halfCID: map[dtls.CID]*half{}, limits: limiter{},
 	}
 	l.turns.New = func() any { return &turn{l: l} }
 	l.pendings.New = l.newPending

@@ -26,6 +26,7 @@ type Config struct {
 	Suites       []string    `toml:"suites"`        // IANA names in order of preference; empty: all that are sound
 
 	MaxPayload       config.Size     `toml:"max_payload"`       // of one report, put together from its blocks
+	DeviceRate       int             `toml:"device_rate"`       // reports of one device in a second; 0: any number
 	MaxDevices       int             `toml:"max_devices"`       // associations; the one silent for longest makes room
 	MaxHandshakes    int             `toml:"max_handshakes"`    // under way at a time
 	HandshakeTimeout config.Duration `toml:"handshake_timeout"` // of one, losses included
@@ -103,6 +104,9 @@ func (c *Config) Check(s *config.Scope) {
 		}
 	}
 	positive("max_payload", c.MaxPayload > 0)
+	if c.DeviceRate < 0 {
+		s.Errorf("device_rate", "device_rate: %d is less than 0", c.DeviceRate)
+	}
 	positive("max_devices", c.MaxDevices > 0)
 	positive("max_handshakes", c.MaxHandshakes > 0)
 	positive("handshake_timeout", c.HandshakeTimeout > 0)

@@ -87,6 +87,10 @@ func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
 		}
 		l.drop(old)
 	}
+	if !l.limits.allow(from.Addr(), t.now) {
+		l.count.refusedHandshakes.Add(1)
+		return
+	}
 	if len(l.halves) >= l.cfg.MaxHandshakes {
 		l.count.refusedHandshakes.Add(1)
 		l.env.Health.Set(&handshakesFull, "")
@@ -177,7 +181,7 @@ func (l *listener) advance(ctx context.Context, h *half) {
 				t.putAll([][]byte{alert}, h.addr)
 			}
 			l.drop(h)
-			l.failed(err)
+			l.failed(h, err, t.now)
 		case flight != nil:
 			t.putAll(flight, h.addr)
 			h.flight, h.again = flight, t.now.Add(h.wait)
@@ -206,7 +210,7 @@ func (l *listener) establish(h *half, conn *dtls.Conn, id *auth.Identity, flight
 }
 
 // failed counts a handshake that came to nothing.
-func (l *listener) failed(err error) {
+func (l *listener) failed(h *half, err error, now time.Time) {
 	l.count.handshakesFailed.Add(1)
 	f, ok := errors.AsType[*dtls.Failure](err)
 	if !ok {
@@ -218,7 +222,8 @@ func (l *listener) failed(err error) {
 		l.env.Health.Set(&keyUnavailable, err.Error())
 	case "wrong-psk", "unknown-psk", "client-certificate", "unknown-device", "no-client-certificate":
 		l.env.Health.Set(&credentialsRefused, f.Reason)
-		l.refusedAt = time.Now()
+		l.refusedAt = now
+		l.limits.refused(h.addr.Addr(), now)
 	}
 }
 

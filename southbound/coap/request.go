@@ -141,6 +141,12 @@ func (t *turn) report(s *session, p *packet, path []byte) {
 	if !ok {
 		return
 	}
+	if !s.spend(t.l.cfg.DeviceRate, t.now) {
+		if p.typ == message.Confirmable {
+			t.say(s, p, codes.TooManyRequests, nil, uintOption(message.MaxAge, 2))
+		}
+		return
+	}
 	if s.waiting >= maxPending {
 		if p.typ == message.Confirmable {
 			t.say(s, p, codes.ServiceUnavailable, nil, uintOption(message.MaxAge, 1))

@@ -36,6 +36,7 @@ type session struct {
 	recent  []exchange // a ring once it is full
 	at      int        // where the ring goes on
 	credit  int        // octets that may be sent to an address that is not proved
+	paced   time.Time  // what it has sent is paid for then
 	waiting int        // reports that wait for the uplink
 	mid     uint16     // of the next message of this side
 	dead    bool
@@ -216,6 +217,7 @@ func (l *listener) evict() {
 
 // sweep removes sessions that are silent for too long or whose credential has ended.
 func (l *listener) sweep(t *turn) {
+	l.limits.sweep(t.now)
 	idle := time.Duration(l.cfg.IdleTimeout)
 	if l.dtls == nil {
 		idle = min(idle, exchangeLifetime*time.Second)

@@ -78,6 +78,8 @@ const cookieLife = time.Minute
 type Gate struct {
 	secrets [2]hash.Hash // HMAC under the current and the last secret
 	rotate  time.Time
+	head    [19]byte // scratch, as is sum: they would be allocated for each hello
+	sum     [2 * sha256.Size]byte
 }
 
 // NewGate makes a gate with fresh secrets.
@@ -102,17 +104,16 @@ func (g *Gate) Admit(h *Hello, from netip.AddrPort, now time.Time, dst []byte) (
 		}
 		g.secrets[0], g.secrets[1] = freshMAC(), g.secrets[0]
 	}
-	var sum [2 * sha256.Size]byte
 	if len(h.cookie) > 0 {
 		for _, mac := range g.secrets {
-			if hmac.Equal(cookie(mac, h, from, sum[:0]), h.cookie) {
+			if hmac.Equal(g.cookie(mac, h, from), h.cookie) {
 				return true, nil
 			}
 		}
 	}
 	var body [3 + cookieLen]byte
 	body[0], body[1], body[2] = 0xfe, 0xfd, cookieLen
-	copy(body[3:], cookie(g.secrets[0], h, from, sum[:0]))
+	copy(body[3:], g.cookie(g.secrets[0], h, from))
 	var msg [messageHeaderLen + len(body)]byte
 	m := appendMessageHeader(msg[:0], msgHelloVerifyRequest, len(body), 0, 0, len(body))
 	// RFC 6347 section 4.2.1: the record carries the sequence number of the hello.
@@ -121,18 +122,17 @@ func (g *Gate) Admit(h *Hello, from netip.AddrPort, now time.Time, dst []byte) (
 
 const cookieLen = 20
 
-func cookie(mac hash.Hash, h *Hello, from netip.AddrPort, dst []byte) []byte {
+func (g *Gate) cookie(mac hash.Hash, h *Hello, from netip.AddrPort) []byte {
 	mac.Reset()
 	ip := from.Addr().As16()
-	var head [16 + 2 + 1]byte
-	copy(head[:], ip[:])
-	binary.BigEndian.PutUint16(head[16:], from.Port())
-	head[18] = byte(len(h.session))
-	mac.Write(head[:])
+	copy(g.head[:], ip[:])
+	binary.BigEndian.PutUint16(g.head[16:], from.Port())
+	g.head[18] = byte(len(h.session))
+	mac.Write(g.head[:])
 	mac.Write(h.random)
 	mac.Write(h.session)
 	mac.Write(h.suites)
-	return mac.Sum(dst)[:cookieLen]
+	return mac.Sum(g.sum[:0])[:cookieLen]
 }
 
 // Extensions that matter here.
