@@ -58,11 +58,13 @@ func newFlight(p *pump, s northbound.Session, cancel context.CancelCauseFunc) *f
 
 // run pumps until ctx ends, and tells why it did.
 func (f *flight) run(ctx context.Context, beat Beat) error {
+	// While the session lasts this is a known wait: tend ends one that stalls. Once it has ended, all has to come to its end soon.
+	beat.Waiting()
 	var wg sync.WaitGroup
-	wg.Go(func() { f.tend(ctx) })
+	wg.Go(func() { f.tend(ctx, beat) })
 	sending, halt := context.WithCancelCause(ctx)
 	f.halt = halt
-	err := f.pump(sending, beat)
+	err := f.pump(sending)
 	if cause := context.Cause(sending); cause != nil {
 		err = cause
 	}
@@ -71,15 +73,11 @@ func (f *flight) run(ctx context.Context, beat Beat) error {
 		f.drain(ctx)
 	}
 	f.cancel(err)
-	beat.Progress(time.Minute)
-	closeErr := f.s.Close()
+	_ = f.s.Close() // why it ended is known
 	f.mu.Lock()
 	f.over = true
 	f.mu.Unlock()
 	wg.Wait()
-	if err == nil {
-		err = closeErr
-	}
 	return err
 }
 
@@ -103,40 +101,39 @@ func (f *flight) drain(ctx context.Context) {
 }
 
 // pump reads and sends.
-func (f *flight) pump(ctx context.Context, beat Beat) error {
+func (f *flight) pump(ctx context.Context) error {
 	for {
 		for f.p.probe.careful > 0 {
-			if err := f.try(ctx, beat); err != nil {
+			if err := f.try(ctx); err != nil {
 				return err
 			}
 		}
-		n, err := f.waitForRoom(ctx, beat)
+		n, err := f.waitForRoom(ctx)
 		if err != nil {
 			return err
 		}
-		if err := f.read(ctx, min(n, maxBatch), beat); err != nil {
+		if err := f.read(ctx, min(n, maxBatch)); err != nil {
 			return err
 		}
 		entries := f.held
 		f.held = nil
-		if err := f.send(ctx, f.prepare(entries), beat); err != nil {
+		if err := f.send(ctx, f.prepare(entries)); err != nil {
 			return err
 		}
 	}
 }
 
 // read fills held, if it is empty, with up to n entries.
-func (f *flight) read(ctx context.Context, n int, beat Beat) (err error) {
+func (f *flight) read(ctx context.Context, n int) (err error) {
 	if len(f.held) > 0 {
 		return nil
 	}
-	beat.Waiting()
 	f.held, err = f.p.consumer.Read(ctx, n, maxInFlightBytes/8)
 	return err
 }
 
 // waitForRoom waits until a good part of what may be in flight is free, so that batches stay large, and tells how much.
-func (f *flight) waitForRoom(ctx context.Context, beat Beat) (int, error) {
+func (f *flight) waitForRoom(ctx context.Context) (int, error) {
 	most := maxInFlight
 	if w := f.limits.Window; w > 0 {
 		most = min(most, w)
@@ -149,7 +146,6 @@ func (f *flight) waitForRoom(ctx context.Context, beat Beat) (int, error) {
 		if !full {
 			return n, nil
 		}
-		beat.Progress(2 * stallTime)
 		select {
 		case <-f.room:
 		case <-ctx.Done():
@@ -215,11 +211,10 @@ func (f *flight) prepare(entries []spool.Entry) *batch {
 }
 
 // send hands a batch to the session, at the pace that the platform bears.
-func (f *flight) send(ctx context.Context, b *batch, beat Beat) error {
+func (f *flight) send(ctx context.Context, b *batch) error {
 	if len(b.pubs) == 0 {
 		return nil
 	}
-	beat.Progress(2 * stallTime)
 	f.mu.Lock()
 	f.count += len(b.entries)
 	f.sent += len(b.entries)
@@ -313,23 +308,24 @@ func signal(c chan struct{}) {
 }
 
 // tend buries what is dead, durably before it is settled, and ends a session that confirms nothing any more.
-func (f *flight) tend(ctx context.Context) {
+func (f *flight) tend(ctx context.Context, beat Beat) {
 	tick := time.NewTicker(stallTime)
 	defer tick.Stop()
-	moved, idle := 0, false
+	moved, busy := 0, false // when the clock last ticked
 	for {
 		select {
 		case <-f.grave:
 			f.bury()
 		case <-tick.C:
 			f.mu.Lock()
-			stalled := idle && f.count > 0 && f.moved == moved
-			moved, idle = f.moved, f.count > 0
+			stalled := busy && f.count > 0 && f.moved == moved
+			moved, busy = f.moved, f.count > 0
 			f.mu.Unlock()
 			if stalled {
 				f.cancel(fmt.Errorf("%w: for %v", errStalled, stallTime))
 			}
 		case <-ctx.Done():
+			beat.Progress(time.Minute)
 			f.bury()
 			return
 		}

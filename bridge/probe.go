@@ -120,8 +120,8 @@ func (p *probe) passed(h *health.Reporter) {
 }
 
 // try takes the next step, with nothing else in flight.
-func (f *flight) try(ctx context.Context, beat Beat) error {
-	if err := f.read(ctx, lookBehind, beat); err != nil {
+func (f *flight) try(ctx context.Context) error {
+	if err := f.read(ctx, lookBehind); err != nil {
 		return err
 	}
 	p, head := &f.p.probe, f.held[0]
@@ -141,11 +141,11 @@ func (f *flight) try(ctx context.Context, beat Beat) error {
 	case tryOther:
 		f.topUp(ctx)
 		if i := f.other(); i > 0 {
-			return f.tryOther(ctx, i, beat)
+			return f.tryOther(ctx, i)
 		}
 	}
 	f.pair = f.prepare(f.held[:n])
-	if err := f.alone(ctx, f.pair, beat); err != nil {
+	if err := f.alone(ctx, f.pair); err != nil {
 		return err
 	}
 	f.held = f.held[n:]
@@ -178,9 +178,9 @@ func (f *flight) other() int {
 }
 
 // tryOther sends held message i before the head.
-func (f *flight) tryOther(ctx context.Context, i int, beat Beat) error {
+func (f *flight) tryOther(ctx context.Context, i int) error {
 	b := f.prepare(f.held[i : i+1])
-	if err := f.alone(ctx, b, beat); err != nil {
+	if err := f.alone(ctx, b); err != nil {
 		return err
 	}
 	f.held = append(f.held[:i:i], f.held[i+1:]...)
@@ -207,8 +207,8 @@ func (f *flight) giveUp(ctx context.Context, head spool.Entry) error {
 }
 
 // alone sends a batch and waits until nothing is in flight.
-func (f *flight) alone(ctx context.Context, b *batch, beat Beat) error {
-	if err := f.send(ctx, b, beat); err != nil {
+func (f *flight) alone(ctx context.Context, b *batch) error {
+	if err := f.send(ctx, b); err != nil {
 		return err
 	}
 	return f.landed(ctx)

@@ -50,6 +50,10 @@ var (
 		Name: "spool-full", Title: "the queue on disk is full", Severity: health.Failing,
 		Hint: "devices are told to try again later; it ends when a cloud is back, the disk has room or spool.max_size is raised",
 	}
+	QueueOrphaned = health.Code{
+		Name: "queue-orphaned", Title: "messages wait for a connector that is configured no more", Severity: health.Notice,
+		Hint: "they are kept until they expire, and are delivered if a connector of that name comes back",
+	}
 	SpoolDamaged = health.Code{
 		Name: "spool-damaged", Title: "the disk has lost queued messages", Severity: health.Degraded,
 		Hint: "the storage is failing: replace it",

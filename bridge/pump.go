@@ -158,11 +158,12 @@ func (p *pump) session(ctx context.Context, c northbound.Connector, beat Beat) (
 	p.health.Clear(&CloudRefusesLogin)
 	p.health.Clear(&CloudUnreachable)
 	p.set(StateConnected, nil)
+	p.b.o.Log.Info("connected", "connector", p.name)
 
 	f := newFlight(p, s, cancel)
 	err = f.run(ctx, beat)
-	p.probe.ended(f, err)
 	if task.Err() == nil && !errors.Is(err, errPaused) && !errors.Is(err, errTopicsChanged) {
+		p.probe.ended(f, err)
 		p.health.Set(&CloudUnreachable, err.Error())
 	}
 	return f.delivered, err

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/drawbridge/drawbridge/bridge/spool"
@@ -52,16 +53,26 @@ func (b *Bridge) Snapshot() Snapshot {
 	names := slices.Concat(slices.Collect(maps.Keys(b.state.Load().s.Connectors)), b.queue.Consumers(), b.dead.connectors())
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
-		p := b.pump(name)
-		p.mu.Lock()
-		c := p.seen
-		p.mu.Unlock()
+		c := b.seen(name)
 		dead := b.dead.box(name)
 		c.Pending, c.PendingBytes = pending[name], s.Spool.PendingBytes[name]
 		c.DeadLetters, c.DeadDropped = dead.count, dead.dropped
 		s.Connectors = append(s.Connectors, c)
 	}
 	return s
+}
+
+// seen gives what the connector's pump does, if it has one.
+func (b *Bridge) seen(name string) ConnectorStatus {
+	b.mu.Lock()
+	p := b.pumps[name]
+	b.mu.Unlock()
+	if p == nil {
+		return ConnectorStatus{Name: name, State: StateStopped}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen
 }
 
 // examine reports and clears the problems that figures show.
@@ -76,7 +87,20 @@ func (b *Bridge) examine() {
 	if stats.Lost > 0 {
 		gateway.Set(&SpoolDamaged, fmt.Sprintf("%d messages", stats.Lost))
 	}
-	for name := range b.state.Load().s.Connectors {
+	connectors := b.state.Load().s.Connectors
+	var orphans []string
+	for name, n := range stats.PendingBytes {
+		if n > 0 && connectors[name] == nil {
+			orphans = append(orphans, name)
+		}
+	}
+	if len(orphans) > 0 {
+		slices.Sort(orphans)
+		gateway.Set(&QueueOrphaned, strings.Join(orphans, ", "))
+	} else {
+		gateway.Clear(&QueueOrphaned)
+	}
+	for name := range connectors {
 		h, dead := b.o.Health.For("connector "+name), b.dead.box(name)
 		if dead.count > 0 {
 			h.Set(&DeadLettersWaiting, fmt.Sprintf("%d messages", dead.count))
