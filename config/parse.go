@@ -41,7 +41,7 @@ func Parse(path string, data []byte, kinds Kinds) (*Config, error) {
 	c := &Config{
 		Path:   path,
 		Log:    Log{Level: "info", Format: "text"},
-		Status: Status{Listen: "127.0.0.1:8480", Socket: "/run/drawbridge/drawbridge.sock"},
+		Status: Status{Listen: "127.0.0.1:8480", Socket: "/run/drawbridge/drawbridge.sock", RolesClaim: "roles"},
 		Spool:  Spool{MaxSize: 1 << 30, MaxAge: Duration(168 * time.Hour), Full: "refuse"},
 		Gateway: Gateway{
 			State: "/var/lib/drawbridge",
