@@ -152,6 +152,7 @@ func (k *checker) routes() {
 
 // components lets each listener or connector check its own keys.
 func (k *checker) components(m map[string]*Component, role string) {
+	c := k.c
 	for _, name := range sortedKeys(m) {
 		comp := m[name]
 		k.name(comp, role, name)
@@ -161,6 +162,9 @@ func (k *checker) components(m map[string]*Component, role string) {
 		s := &Scope{k: k, node: k.c.entries[comp], c: comp}
 		if key, _ := comp.Value("key").(string); key != "" {
 			s.Key("key", key)
+		}
+		if methods, _ := comp.Value("auth").([]string); c.Ask == nil && slices.Contains(methods, "http") {
+			s.Errorf(fmt.Sprintf("auth[%d]", slices.Index(methods, "http")), `auth "http" needs an authenticator`).Hint = "add an [authenticator] with url"
 		}
 		if own, ok := comp.Own.(Checker); ok {
 			own.Check(s)
