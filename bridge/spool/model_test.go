@@ -37,6 +37,15 @@ func (m *model) find(p Pos) *modelRecord {
 	return m.records[i]
 }
 
+// set changes the time, and gives what it was.
+func (m *model) set(now time.Time) time.Time {
+	m.s.mu.Lock()
+	defer m.s.mu.Unlock()
+	before := m.now
+	m.now = now
+	return before
+}
+
 func (m *model) append() {
 	r := &modelRecord{route: fmt.Sprint("r", m.rnd.IntN(3)), to: map[string]Outcome{}, data: make([]byte, m.rnd.IntN(6000))}
 	for i := range r.data {
@@ -99,7 +108,7 @@ func (m *model) settle(name string) {
 
 // learn reads all that is pending, for what a crash has undone and what has expired, which the model cannot know.
 // Pending is only what was not settled, or was settled after the newest checkpoint.
-func (m *model) learn() {
+func (m *model) learn(latest time.Time) {
 	for _, name := range []string{"a", "b", "c"} {
 		c := m.s.Consumer(name)
 		c.Rewind()
@@ -118,7 +127,7 @@ func (m *model) learn() {
 		}
 		for _, r := range m.records {
 			o, ok := r.to[name]
-			gone := !r.expires.IsZero() && !r.expires.After(m.now)
+			gone := !r.expires.IsZero() && !r.expires.After(latest)
 			switch {
 			case !ok && there[r.pos]:
 				m.t.Fatalf("%s reads %v of another", name, r.pos)
@@ -196,11 +205,12 @@ func TestModel(t *testing.T) {
 	if prove() {
 		seeds = 200
 	}
+	start := time.UnixMilli(1_700_000_000_000)
 	for seed := range seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			m := &model{
 				t: t, rnd: rand.New(rand.NewPCG(3, uint64(seed))), d: newMemDisk(), out: map[string][]Entry{},
-				now: time.UnixMilli(1_700_000_000_000),
+				now: start,
 			}
 			// A small one, so that it is always short of segments and moves records about.
 			m.o = Options{Segment: 64 << 10, MaxSize: 1 << 20 << m.rnd.IntN(3), Now: func() time.Time { return m.now }, MaxAge: 1000 * time.Hour}
@@ -220,9 +230,7 @@ func TestModel(t *testing.T) {
 					m.s.Consumer(name).Rewind()
 					m.out[name] = nil
 				case n < 86:
-					m.s.mu.Lock()
-					m.now = m.now.Add(time.Duration(m.rnd.IntN(100)) * time.Second)
-					m.s.mu.Unlock()
+					m.set(m.now.Add(time.Duration(m.rnd.IntN(100)) * time.Second))
 				case n < 87:
 					m.s.Forget(name)
 					m.out[name] = nil
@@ -236,7 +244,7 @@ func TestModel(t *testing.T) {
 						t.Fatal(err)
 					}
 					m.s = openMem(t, m.d, m.o)
-					m.learn()
+					m.learn(m.now)
 					m.check("after a restart")
 				case n < 96:
 					how := cuts[m.rnd.IntN(len(cuts))]
@@ -244,14 +252,18 @@ func TestModel(t *testing.T) {
 					m.s.Close()
 					m.d = d
 					m.s = openMem(t, m.d, m.o)
-					m.learn()
+					// Before anything has expired, since what the crash has undone may expire then.
+					now := m.set(start)
+					m.learn(now)
 					m.check("after a crash, " + string(how))
+					m.set(now)
+					m.learn(m.now)
 				default:
-					m.learn()
+					m.learn(m.now)
 					m.check("in between")
 				}
 			}
-			m.learn()
+			m.learn(m.now)
 			m.check("at the end")
 			if st := m.s.Stats(); st.Lost != 0 {
 				t.Errorf("%d lost", st.Lost)

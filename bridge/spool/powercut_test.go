@@ -58,6 +58,8 @@ func (w *witness) drive(t *testing.T, s *Spool, seed uint64, stop <-chan struct{
 					w.mu.Unlock()
 				case errors.Is(err, ErrFull):
 					time.Sleep(time.Millisecond)
+				case errors.Is(err, ErrClosed):
+					return
 				default:
 					t.Error(err)
 					return
