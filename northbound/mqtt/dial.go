@@ -118,7 +118,10 @@ func (a Address) upgrade(ctx context.Context, conn net.Conn) (net.Conn, error) {
 		if answer != nil && answer.StatusCode != http.StatusSwitchingProtocols {
 			return nil, fmt.Errorf("%s: WebSocket refused: HTTP status %s", a.HostPort(), answer.Status)
 		}
-		return nil, explain(errors.Unwrap(err), a.HostPort(), a.TLS)
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err // the URL may carry a signature
+		}
+		return nil, explain(err, a.HostPort(), a.TLS)
 	}
 	if ws.Subprotocol() != "mqtt" {
 		ws.CloseNow()

@@ -36,6 +36,9 @@ var alerts = map[string]string{
 // ours are the alerts which a person has to mend on our side or in the broker's list of clients.
 var ours = []string{"certificate", "access denied", "handshake failure", "unrecognized name", "no application protocol", "error decrypting message"}
 
+// Explain says in plain words why the broker at a could not be reached or logged in to. What a person has to mend is permanent.
+func (a Address) Explain(err error) error { return explain(err, a.HostPort(), a.TLS) }
+
 // explain says in plain words why hostport could not be reached. What a person has to mend becomes permanent. A nil error stays nil.
 func explain(err error, hostport string, c *tls.Config) error {
 	if err == nil || msg.IsPermanent(err) {

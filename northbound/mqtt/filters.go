@@ -12,9 +12,9 @@ import (
 // filtersFile is in the connector's state directory: the topic filters of the session that the broker keeps.
 const filtersFile = "subscriptions.json"
 
-// forget ends the subscriptions that the broker's session has from an earlier configuration, and notes those of this one.
+// Forget ends the subscriptions that the broker's session has from an earlier configuration, and notes those of this one.
 // Without it the commands of routes that are gone would keep coming.
-func forget(ctx context.Context, s *Session, dir string, filters []string) error {
+func Forget(ctx context.Context, s *Session, dir string, filters []string) error {
 	path := filepath.Join(dir, filtersFile)
 	data, err := os.ReadFile(path)
 	if err != nil && !os.IsNotExist(err) {

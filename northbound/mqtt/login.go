@@ -35,6 +35,7 @@ type Options struct {
 	Method string
 	Auth   func(ctx context.Context, challenge []byte) ([]byte, error)
 
+	MaxQoS  byte // what is sent has at most that; zero: what the broker takes
 	NoLocal bool // MQTT 5: what the session publishes does not come back to it
 
 	// Receive takes what the broker sends and returns nil once it is settled. It is called on goroutines of the session,
@@ -224,6 +225,9 @@ func (s *Session) accept(c *packets.Connack) error {
 	}
 	if p.SessionExpiryInterval != nil {
 		v.SessionExpiry = time.Duration(*p.SessionExpiryInterval) * time.Second
+	}
+	if o.MaxQoS > 0 {
+		v.MaxQoS = min(v.MaxQoS, o.MaxQoS)
 	}
 	if v.MaxQoS == 0 {
 		return msg.Permanent(errors.New("log-in: the broker offers QoS 0 only: it would confirm nothing that it is sent"))

@@ -178,7 +178,7 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 	} else {
 		c.env.Health.Set(&RetainUnavailable, "")
 	}
-	if err := forget(ctx, s, c.env.State, down.Topics()); err != nil {
+	if err := Forget(ctx, s, c.env.State, down.Topics()); err != nil {
 		c.env.Log.Warn("subscriptions of an earlier configuration may remain", "error", err)
 	}
 	err = s.Subscribe(ctx, down.Topics()...)

@@ -83,3 +83,20 @@ func CheckFilter(filter string) error {
 	}
 	return nil
 }
+
+// Match tells whether a topic name matches a topic filter (MQTT 5 section 4.7).
+func Match(filter, topic string) bool {
+	if strings.HasPrefix(topic, "$") && !strings.HasPrefix(filter, "$") {
+		return false
+	}
+	want, have := strings.Split(filter, "/"), strings.Split(topic, "/")
+	for i, level := range want {
+		if level == "#" {
+			return true
+		}
+		if i >= len(have) || level != "+" && level != have[i] {
+			return false
+		}
+	}
+	return len(want) == len(have)
+}

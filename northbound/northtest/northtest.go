@@ -135,6 +135,7 @@ type Broker struct {
 
 	mu       sync.Mutex
 	admitted func(*broker.Login) broker.Answer
+	judged   func(string, broker.Message) broker.Verdict
 	received []broker.Message          // guarded by mu
 	delay    time.Duration             // guarded by mu
 	fates    map[string]broker.Verdict // guarded by mu; by payload
@@ -143,10 +144,10 @@ type Broker struct {
 	cut      int                       // guarded by mu; publications until the connection is dropped; 0: never
 }
 
-// NewBroker starts a broker that lives as long as the test. hooks may hold Admit, Auth and Subscribed; the knobs do the rest.
+// NewBroker starts a broker that lives as long as the test. The hooks come before the knobs.
 func NewBroker(t testing.TB, hooks broker.Options) *Broker {
 	t.Helper()
-	b := &Broker{CA: NewCA(t), admitted: hooks.Admit, fates: map[string]broker.Verdict{}, once: map[string]bool{}}
+	b := &Broker{CA: NewCA(t), admitted: hooks.Admit, judged: hooks.Published, fates: map[string]broker.Verdict{}, once: map[string]bool{}}
 	hooks.Published, hooks.Admit = b.published, b.admit
 	b.Broker = broker.New(hooks)
 	b.Listen(t, b.CA.Server(t))
@@ -214,6 +215,11 @@ func (b *Broker) admit(l *broker.Login) broker.Answer {
 }
 
 func (b *Broker) published(client string, m broker.Message) broker.Verdict {
+	if b.judged != nil {
+		if v := b.judged(client, m); v != (broker.Verdict{}) {
+			return v
+		}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	v := b.fates[string(m.Payload)]
