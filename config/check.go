@@ -103,6 +103,7 @@ func (k *checker) gateway() {
 			k.at(&c.Status, "listen", "listen: %q is not an address to listen on: %s", c.Status.Listen, why).Hint = `for example "127.0.0.1:8480", or "" for none`
 		}
 	}
+	k.statusLogin()
 	if n := len(c.Status.Socket); n == 0 || n > 107 {
 		k.at(&c.Status, "socket", "socket: the path of a socket has 1 to 107 octets, not %d", n)
 	}
@@ -113,6 +114,32 @@ func (k *checker) gateway() {
 		k.at(&c.Spool, "max_age", "max_age: nothing could be stored for %s", c.Spool.MaxAge)
 	}
 	k.oneOf(&c.Spool, "full", c.Spool.Full, "refuse", "drop-oldest")
+}
+
+// statusLogin checks what an address that others can reach needs, and the names in it.
+func (k *checker) statusLogin() {
+	s := &k.c.Status
+	if s.Key != "" && k.c.Keys[s.Key] == nil {
+		k.noSuch(s, "key", -1, "key", s.Key, sortedKeys(k.c.Keys))
+	}
+	if s.Issuer != "" {
+		if k.c.Issuers[s.Issuer] == nil {
+			k.noSuch(s, "issuer", -1, "issuer", s.Issuer, sortedKeys(k.c.Issuers))
+		}
+		if s.ClientID == "" {
+			k.at(s, "client_id", "[status] has an issuer but no client_id")
+		}
+	}
+	if s.Listen == "" || badAddress(s.Listen) != "" || Loopback(s.Listen) {
+		return
+	}
+	const hint = `or listen = "127.0.0.1:8480"`
+	if s.Key == "" {
+		k.at(s, "listen", "listen: others can reach %q, so [status] needs a key for TLS", s.Listen).Hint = hint
+	}
+	if s.Password == "" && s.Issuer == "" {
+		k.at(s, "listen", "listen: others can reach %q, so [status] needs a password or an issuer", s.Listen).Hint = hint
+	}
 }
 
 // badName says what keeps s from being the name of a gateway or device: names become levels of topics and parts of paths.
@@ -166,6 +193,11 @@ func (k *checker) key(name string, key *Key) {
 	}
 	if key.Module != "" && scheme != "pkcs11" {
 		k.at(key, "module", "module: only a pkcs11: key has one")
+	}
+	if key.EST != "" {
+		if _, why := parseURL(key.EST, "https"); why != "" {
+			k.at(key, "est", "est: %s", why)
+		}
 	}
 	dir := path.Dir(k.c.Path)
 	switch scheme {
