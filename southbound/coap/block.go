@@ -160,9 +160,8 @@ func (t *turn) sayContent(s *session, p *packet, content []byte, opts ...message
 		if b.num == 0 {
 			opts = append(opts, uintOption(message.Size2, uint32(len(content))))
 		}
-		slices.SortStableFunc(opts, func(a, b message.Option) int { return int(a.ID) - int(b.ID) })
 	}
-	t.say(s, p, codes.Content, part, opts...)
+	t.say(s, p, codes.Content, part, sorted(opts)...)
 }
 
 // The other way round, a command's payload goes in blocks and its answer comes in blocks.

@@ -66,6 +66,7 @@ type listener struct {
 	reserves   []*session  // that wait for a sync
 	assembling int         // octets of payloads that are not whole
 	sweepAt    time.Time
+	values     values
 	limits     limiter
 	refusedAt  time.Time // when a credential was refused last; zero: not lately
 }
@@ -76,6 +77,7 @@ func open(env southbound.Env, cfg *Config) (*listener, error) {
 		jobs: make(chan *half, cfg.MaxHandshakes), wake: make(chan struct{}, 1), syncs: make(chan struct{}, 1),
 		byCID: map[dtls.CID]*session{}, byAddr: map[netip.AddrPort]*session{}, byDevice: map[string][]*session{},
 		halves: map[netip.AddrPort]*half{}, halfCID: map[dtls.CID]*half{}, limits: limiter{},
+		values: values{limit: int(cfg.LastValues)},
 	}
 	l.turns.New = func() any { return &turn{l: l} }
 	l.pendings.New = l.newPending

@@ -27,6 +27,7 @@ type Config struct {
 
 	MaxPayload       config.Size     `toml:"max_payload"`       // of one report, put together from its blocks
 	DeviceRate       int             `toml:"device_rate"`       // reports of one device in a second; 0: any number
+	LastValues       config.Size     `toml:"last_values"`       // room for the last value of each resource, for GET; 0: none are held
 	MaxDevices       int             `toml:"max_devices"`       // associations; the one silent for longest makes room
 	MaxHandshakes    int             `toml:"max_handshakes"`    // under way at a time
 	HandshakeTimeout config.Duration `toml:"handshake_timeout"` // of one, losses included
@@ -42,7 +43,7 @@ func Kind() southbound.Kind {
 		Config: func() any {
 			return &Config{
 				Listen: ":5684", Security: []string{"psk", "x509"}, ConnectionID: true,
-				MaxPayload: 64 << 10, MaxDevices: 100_000, MaxHandshakes: 1000,
+				MaxPayload: 64 << 10, LastValues: 16 << 20, MaxDevices: 100_000, MaxHandshakes: 1000,
 				HandshakeTimeout: config.Duration(60 * time.Second), IdleTimeout: config.Duration(30 * 24 * time.Hour),
 				AckTimeout: config.Duration(2 * time.Second), MaxRetransmit: 4,
 			}

@@ -2,7 +2,11 @@ package coap
 
 import (
 	"bytes"
+	"fmt"
+	"maps"
+	"net/url"
 	"slices"
+	"strings"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -37,40 +41,43 @@ func (k *talk) forget(token []byte) {
 	k.observed = slices.DeleteFunc(k.observed, func(o *observation) bool { return bytes.Equal(o.token, token) })
 }
 
-// get answers a GET: the list of what there is, or an observation of a resource on which commands may come.
+// get answers a GET: the list of what there is, the last value of a resource, or nothing where only commands come. All but the list may be observed.
 func (t *turn) get(s *session, p *packet, path []byte) {
 	if string(path) == "/.well-known/core" {
 		t.wellKnown(s, p)
 		return
 	}
-	observe, asked := p.number(message.Observe)
-	switch {
-	case asked && observe == 0 && t.l.commandable(s.id, string(path)):
-		k := s.speak()
-		k.forget(p.token)
-		o := k.observation(string(path))
-		if o == nil {
-			if len(k.observed) >= maxObservations {
-				break // answered without Observe: not observed
-			}
-			o = &observation{resource: string(path)}
-			k.observed = append(k.observed, o)
-		}
-		o.token = bytes.Clone(p.token)
-		t.l.keep(s)
-		t.say(s, p, codes.Content, nil, uintOption(message.Observe, o.next()))
-		t.l.awake(s.id)
-		t.next(s)
+	resource := string(path)
+	v := t.l.values.get(t.deviceOf(s, p), resource)
+	if v == nil && !t.l.commandable(s.id, resource) {
+		t.say(s, p, codes.NotFound, nil)
 		return
-	case asked && observe == 1 && s.talk != nil:
+	}
+	observe, asked := p.number(message.Observe)
+	if asked && observe == 1 && s.talk != nil {
 		s.talk.forget(p.token)
 		t.l.keep(s)
 	}
-	if t.l.commandable(s.id, string(path)) {
-		t.say(s, p, codes.Content, nil)
+	if !asked || observe != 0 {
+		t.read(s, p, v)
 		return
 	}
-	t.say(s, p, codes.NotFound, nil)
+	k := s.speak()
+	k.forget(p.token)
+	o := k.observation(resource)
+	if o == nil {
+		if len(k.observed) >= maxObservations {
+			t.read(s, p, v) // without Observe: not observed
+			return
+		}
+		o = &observation{resource: resource}
+		k.observed = append(k.observed, o)
+	}
+	o.token = bytes.Clone(p.token)
+	t.l.keep(s)
+	t.read(s, p, v, uintOption(message.Observe, o.next()))
+	t.l.awake(s.id)
+	t.next(s)
 }
 
 // commandable tells whether a command may come for the device on the resource.
@@ -86,19 +93,48 @@ func (l *listener) commandable(id *auth.Identity, resource string) bool {
 	return scope.CommandsWithin(id, filter)
 }
 
-// wellKnown lists the resources (RFC 6690): those on which commands may come to the device, as it observes them.
+// wellKnown lists the device's resources (RFC 6690): what it has reported and what it observes.
 func (t *turn) wellKnown(s *session, p *packet) {
 	if n, ok := p.number(message.Accept); ok && n != 40 {
 		t.say(s, p, codes.NotAcceptable, nil)
 		return
 	}
-	links := []byte(`</.well-known/core>;ct=40`)
+	all := map[string]string{"/.well-known/core": ";ct=40"}
 	if s.talk != nil {
 		for _, o := range s.talk.observed {
-			links = append(links, ",<"...)
-			links = append(links, o.resource...)
-			links = append(links, ">;obs"...)
+			all[o.resource] = ";obs"
 		}
 	}
+	for resource, e := range t.l.values.byDevice[t.deviceOf(s, p)] {
+		all[resource] = ";obs"
+		if f := e.Value.(*value).format; f >= 0 {
+			all[resource] = fmt.Sprintf(";ct=%d;obs", f)
+		}
+	}
+	var links []byte
+	for _, resource := range slices.Sorted(maps.Keys(all)) {
+		if !p.lists(resource) {
+			continue
+		}
+		if links != nil {
+			links = append(links, ',')
+		}
+		links = fmt.Appendf(links, "<%s>%s", (&url.URL{Path: resource}).EscapedPath(), all[resource])
+	}
 	t.sayContent(s, p, links, uintOption(message.ContentFormat, 40))
+}
+
+// lists tells whether the queries let a link through (RFC 6690 section 4.1). Links here have no attribute that is asked for but href.
+func (p *packet) lists(resource string) bool {
+	for _, o := range p.options {
+		name, want, ok := strings.Cut(string(o.Value), "=")
+		if o.ID != message.URIQuery || !ok || name == "device" {
+			continue
+		}
+		prefix, wild := strings.CutSuffix(want, "*")
+		if name != "href" || resource != want && !(wild && strings.HasPrefix(resource, prefix)) {
+			return false
+		}
+	}
+	return true
 }

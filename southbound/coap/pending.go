@@ -22,7 +22,10 @@ type pending struct {
 	token    [8]byte
 	suppress uint8          // No-Response
 	block    message.Option // the Block1 to echo; ID 0: none
-	due      time.Time      // of the empty ACK
+	resource string         // whose last value it is; empty: of none
+	format   int
+	payload  []byte
+	due      time.Time // of the empty ACK
 	prev     *pending
 	next     *pending
 	listed   bool
@@ -50,7 +53,10 @@ func (l *listener) newPending() any {
 func (l *listener) release(p *pending) {
 	l.waiting.remove(p)
 	p.s.waiting--
-	*p = pending{done: p.done}
+	if cap(p.payload) > 1024 {
+		p.payload = nil
+	}
+	*p = pending{done: p.done, payload: p.payload[:0]}
 	l.pendings.Put(p)
 }
 
@@ -123,6 +129,9 @@ func (t *turn) answer(p *pending) {
 	s := p.s
 	code, maxAge := codeOf(p.err)
 	t.l.count.answer(code)
+	if p.err == nil {
+		t.took(p)
+	}
 	token := p.token[:p.tkl]
 	m := message.Message{Code: code, Token: token, MessageID: int32(p.mid), Type: message.Acknowledgement}
 	e := s.find(p.mid, t.l.seconds(t.now))

@@ -84,8 +84,8 @@ func (t *turn) request(s *session, p *packet) {
 		t.get(s, p, path)
 	case codes.POST, codes.PUT, patch, ipatch:
 		t.report(s, p, path)
-	case codes.DELETE, fetch:
-		t.say(s, p, codes.MethodNotAllowed, nil)
+	case codes.DELETE:
+		t.forgetValue(s, p, path)
 	default:
 		t.say(s, p, codes.MethodNotAllowed, nil)
 	}
@@ -168,9 +168,20 @@ func (t *turn) report(s *session, p *packet, path []byte) {
 		t.bye(s)
 		return
 	}
+	m := t.makeMessage(id, p, path, payload)
+	if !p.conditions(t.l.values.get(id.Device, m.Resource)) {
+		t.say(s, p, codes.PreconditionFailed, nil)
+		return
+	}
 	pend := t.l.pendings.Get().(*pending)
 	pend.s, pend.mid, pend.con, pend.block = s, p.mid, p.typ == message.Confirmable, block
 	pend.tkl = uint8(copy(pend.token[:], p.token))
+	if (p.code == codes.POST || p.code == codes.PUT) && t.l.values.limit > 0 {
+		pend.resource, pend.format, pend.payload = m.Resource, -1, append(pend.payload, payload...)
+		if n, ok := p.number(message.ContentFormat); ok {
+			pend.format = int(n)
+		}
+	}
 	if bits, ok := p.number(message.NoResponse); ok {
 		pend.suppress = uint8(bits)
 	}
@@ -182,7 +193,7 @@ func (t *turn) report(s *session, p *packet, path []byte) {
 	}
 	s.note(e)
 	s.waiting++
-	t.subs = append(t.subs, submission{m: t.makeMessage(id, p, path, payload), p: pend})
+	t.subs = append(t.subs, submission{m: m, p: pend})
 }
 
 func (t *turn) makeMessage(id *auth.Identity, p *packet, path, payload []byte) msg.Message {
@@ -208,4 +219,26 @@ func deviceName(name string) bool {
 		}
 	}
 	return true
+}
+
+// forgetValue answers a DELETE: the last value is gone. Nothing is reported.
+func (t *turn) forgetValue(s *session, p *packet, path []byte) {
+	vs := &t.l.values
+	device := t.deviceOf(s, p)
+	if !p.conditions(vs.get(device, string(path))) {
+		t.say(s, p, codes.PreconditionFailed, nil)
+		return
+	}
+	vs.remove(vs.byDevice[device][string(path)])
+	t.say(s, p, codes.Deleted, nil)
+}
+
+// deviceOf gives the device that a request is of. Without DTLS the request names it.
+func (t *turn) deviceOf(s *session, p *packet) string {
+	if s.conn == nil {
+		if name, ok := p.query("device"); ok && deviceName(name) {
+			return name
+		}
+	}
+	return s.id.Device
 }

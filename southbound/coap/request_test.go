@@ -155,7 +155,7 @@ func TestOddRequests(t *testing.T) {
 		"control character":                  {codes.POST, "/a", []message.Option{opt(message.URIPath, "b\n")}, codes.BadRequest},
 		"not UTF-8":                          {codes.POST, "/a", []message.Option{opt(message.URIPath, "\xff")}, codes.BadRequest},
 		"long path":                          {codes.POST, strings.Repeat("/"+strings.Repeat("x", 200), 6), nil, codes.BadRequest},
-		"DELETE":                             {codes.DELETE, "/a", nil, codes.MethodNotAllowed},
+		"DELETE of what is not there":        {codes.DELETE, "/a", nil, codes.Deleted},
 		"FETCH":                              {fetch, "/a", nil, codes.MethodNotAllowed},
 		"unknown method":                     {31, "/a", nil, codes.MethodNotAllowed},
 		"well-known in a format that is not": {codes.GET, "/.well-known/core", []message.Option{uintOption(message.Accept, 50)}, codes.NotAcceptable},
@@ -548,5 +548,129 @@ func TestObservationEndsWhenTheDeviceSaysSo_TD_COAP_OBS_03(t *testing.T) {
 	w.deliver(setpoint("21"))
 	if req := w.one(w.take()); req.code != codes.PUT {
 		t.Errorf("sent %+v", req)
+	}
+}
+
+func TestLastValueIsRead_TD_COAP_CORE_01_04_21_22(t *testing.T) {
+	w := newWire(t, nil)
+	mid := uint16(0)
+	ask := func(code codes.Code, payload string, opts ...message.Option) packet {
+		t.Helper()
+		mid++
+		return w.one(w.feed(w.request(con, code, mid, "t", "/sensors/temp", []byte(payload), opts...)))
+	}
+	if p := ask(codes.GET, ""); p.code != codes.Content || len(p.payload) != 0 {
+		t.Errorf("before a report: %s", codeText(p.code))
+	}
+	ask(codes.PUT, "21", uintOption(message.ContentFormat, 50))
+	p := ask(codes.GET, "")
+	etag, _ := p.option(message.ETag)
+	if f, _ := p.number(message.ContentFormat); p.code != codes.Content || string(p.payload) != "21" || f != 50 || len(etag) == 0 {
+		t.Errorf("after a report: %+v", p)
+	}
+	if age, ok := p.number(message.MaxAge); !ok || age != 60 {
+		t.Errorf("Max-Age %d", age)
+	}
+	if p := ask(codes.GET, "", message.Option{ID: message.ETag, Value: etag}); p.code != codes.Valid || len(p.payload) != 0 {
+		t.Errorf("validation: %s", codeText(p.code))
+	}
+	if p := ask(codes.GET, "", uintOption(message.Accept, 60)); p.code != codes.NotAcceptable {
+		t.Errorf("Accept: %s", codeText(p.code))
+	}
+	if p := ask(codes.PUT, "22", message.Option{ID: message.IfNoneMatch}); p.code != codes.PreconditionFailed {
+		t.Errorf("If-None-Match: %s", codeText(p.code))
+	}
+	if p := ask(codes.PUT, "22", message.Option{ID: message.IfMatch, Value: []byte("other")}); p.code != codes.PreconditionFailed {
+		t.Errorf("If-Match of another: %s", codeText(p.code))
+	}
+	if p := ask(codes.PUT, "22", message.Option{ID: message.IfMatch, Value: etag}); p.code != codes.Changed {
+		t.Errorf("If-Match: %s", codeText(p.code))
+	}
+	w.up.Refuse(msg.Refuse(msg.Denied, ""))
+	ask(codes.PUT, "23")
+	if p := ask(codes.GET, ""); string(p.payload) != "22" {
+		t.Errorf("after a report that was refused: %q", p.payload)
+	}
+	if p := ask(codes.DELETE, ""); p.code != codes.Deleted {
+		t.Errorf("DELETE: %s", codeText(p.code))
+	}
+	if p := ask(codes.GET, ""); len(p.payload) != 0 {
+		t.Errorf("after DELETE: %q", p.payload)
+	}
+}
+
+func TestLastValueIsObserved_TD_COAP_OBS(t *testing.T) {
+	w := newWire(t, nil)
+	w.feed(w.request(con, codes.GET, 1, "obs", "/a", nil, uintOption(message.Observe, 0)))
+	list := w.feed(w.request(con, codes.PUT, 2, "t", "/a", []byte("21")))
+	if len(list) != 2 || string(list[0].token) != "obs" || list[0].code != codes.Content || string(list[0].payload) != "21" {
+		t.Errorf("sent %+v", list)
+	}
+}
+
+func TestBlock2_TD_COAP_BLOCK_01_02(t *testing.T) {
+	w := newWire(t, nil)
+	content := strings.Repeat("0123456789abcdef", 200)
+	for i := range uint32(4) {
+		b := block{num: i, szx: 6}
+		end := min(b.offset()+b.size(), len(content))
+		b.more = end < len(content)
+		w.feed(w.request(con, codes.PUT, uint16(i), "t", "/a", []byte(content[b.offset():end]), b.option(message.Block1)))
+	}
+	for _, szx := range []uint8{6, 2} {
+		var got []byte
+		for b := (block{szx: szx}); ; b.num++ {
+			var opts []message.Option
+			if b.num > 0 || szx < 6 {
+				opts = append(opts, b.option(message.Block2))
+			}
+			p := w.one(w.feed(w.request(con, codes.GET, uint16(1000*int(szx)+int(b.num)), "t", "/a", nil, opts...)))
+			answer, there, ok := p.block(message.Block2)
+			if p.code != codes.Content || !there || !ok || answer.num != b.num || answer.szx != szx {
+				t.Fatalf("block %d: %s, %+v", b.num, codeText(p.code), answer)
+			}
+			if got = append(got, p.payload...); !answer.more {
+				break
+			}
+		}
+		if string(got) != content {
+			t.Errorf("szx %d: %d octets", szx, len(got))
+		}
+	}
+}
+
+func TestWellKnownCoreIsFiltered_TD_COAP_LINK_02(t *testing.T) {
+	w := newWire(t, nil)
+	w.feed(w.request(con, codes.PUT, 1, "t", "/sensors/temp", []byte("1"), uintOption(message.ContentFormat, 50)))
+	w.feed(w.request(con, codes.PUT, 2, "t", "/sensors/a b", []byte("1")))
+	for query, want := range map[string]string{
+		"href=/sensors/*":    "</sensors/a%20b>;obs,</sensors/temp>;ct=50;obs",
+		"href=/sensors/temp": "</sensors/temp>;ct=50;obs",
+		"rt=nothing":         "",
+	} {
+		p := w.one(w.feed(w.request(con, codes.GET, uint16(100+len(query)), "t", "/.well-known/core", nil, message.Option{ID: message.URIQuery, Value: []byte(query)})))
+		if p.code != codes.Content || string(p.payload) != want {
+			t.Errorf("%s: %s %q", query, codeText(p.code), p.payload)
+		}
+	}
+}
+
+func TestLastValuesStayWithinTheirRoom(t *testing.T) {
+	vs := values{limit: 10_000}
+	for i := range 100 {
+		vs.set("dev", "/"+strings.Repeat("x", i), -1, make([]byte, 100))
+	}
+	if vs.size > vs.limit || vs.get("dev", "/"+strings.Repeat("x", 99)) == nil || vs.get("dev", "/") != nil {
+		t.Errorf("%d octets", vs.size)
+	}
+	vs.set("dev", "/big", -1, make([]byte, 5000))
+	if vs.get("dev", "/big") != nil {
+		t.Error("one value takes it all")
+	}
+	for e := vs.order.Front(); e != nil; e = vs.order.Front() {
+		vs.remove(e)
+	}
+	if vs.size != 0 || len(vs.byDevice) != 0 {
+		t.Errorf("%d octets left", vs.size)
 	}
 }
