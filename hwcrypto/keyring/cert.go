@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
@@ -40,11 +41,11 @@ func (r *Ring) chainOf(e *entry, k hwcrypto.Key) (*chain, error) {
 }
 
 func (r *Ring) readChain(e *entry, k hwcrypto.Key) (*chain, error) {
-	if e.cfg.Cert == "" {
+	path := r.certPath(e)
+	if path == "" {
 		return nil, hwcrypto.WithHint(fmt.Errorf("%w: cert is not set in [key.%s]", errNoCertificate, e.name),
 			fmt.Sprintf("have a CA sign what `drawbridge keys csr %s` prints, and write cert = \"FILE\" into [key.%s]", e.name, e.name))
 	}
-	path := r.absolute(string(e.cfg.Cert))
 	st, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, hwcrypto.WithHint(fmt.Errorf("%w: file %q is not there", errNoCertificate, path),
@@ -74,6 +75,23 @@ func (r *Ring) readChain(e *entry, k hwcrypto.Key) (*chain, error) {
 	c.modified, c.size = st.ModTime(), st.Size()
 	e.chain = c
 	return c, nil
+}
+
+// certPath is where a key's certificate lies; "" where there is no place for it.
+func (r *Ring) certPath(e *entry) string {
+	if e.cfg.Cert == "" && e.cfg.EST != "" {
+		return filepath.Join(r.o.State, "keys", e.name+".crt")
+	}
+	return r.absolute(string(e.cfg.Cert))
+}
+
+// certificate is a chain with its key as TLS wants it.
+func (v View) certificate(k hwcrypto.Key, der [][]byte, leaf *x509.Certificate) *tls.Certificate {
+	c := &tls.Certificate{Certificate: der, Leaf: leaf, PrivateKey: v.signer(k)}
+	if h, ok := k.(hwcrypto.HashBound); ok {
+		c.SupportedSignatureAlgorithms = schemes(k.Public(), h.Hashes())
+	}
+	return c
 }
 
 func short(fingerprint string) string {

@@ -30,17 +30,19 @@ var (
 
 // Codes are all of them.
 func Codes() []*health.Code {
-	return []*health.Code{KeyUnavailable, KeyInSoftware, KeyWeak, CertificateMissing, CertificateMismatch, CertificateExpiring, CertificateExpired}
+	return []*health.Code{KeyUnavailable, KeyInSoftware, KeyWeak, CertificateMissing, CertificateMismatch, CertificateExpiring, CertificateExpired, RenewalFailed}
 }
 
 // checkEvery is how often Run looks at the keys.
 const checkEvery = time.Minute
 
-// Run checks the keys at once and every minute, until ctx ends.
+// Run checks the keys at once and every minute, and renews the certificates that are due, until ctx ends.
 func (r *Ring) Run(ctx context.Context) error {
 	t := time.NewTicker(checkEvery)
 	defer t.Stop()
+	state := map[string]*renewal{}
 	for {
+		r.renew(ctx, state)
 		r.Check(ctx)
 		select {
 		case <-ctx.Done():

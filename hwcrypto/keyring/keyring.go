@@ -28,10 +28,10 @@ import (
 // Options are what a ring is built from.
 type Options struct {
 	Keys        map[string]*config.Key
-	BaseDir     string // of the configuration file: relative paths are relative to it
-	State       string // the gateway's state directory; the ring keeps TPM key blobs in its folder "keys"
-	Credentials string // $CREDENTIALS_DIRECTORY
-	Log         *slog.Logger
+	BaseDir     string           // of the configuration file: relative paths are relative to it
+	State       string           // the gateway's state directory; the ring keeps TPM key blobs in its folder "keys"
+	Credentials string           // $CREDENTIALS_DIRECTORY
+	Log         *slog.Logger     // nil: nothing is logged
 	Health      *health.Tracker  // nil: problems are not reported
 	Now         func() time.Time // nil: time.Now
 	Timeout     time.Duration    // of one operation in a chip; zero: 10s
@@ -66,6 +66,9 @@ type entry struct {
 func New(ctx context.Context, o Options) (*Ring, error) {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
 	}
 	entries, err := build(o.Keys, o.BaseDir)
 	if err != nil {
@@ -118,7 +121,9 @@ func (r *Ring) Swap(keys map[string]*config.Key, baseDir string) error {
 	for name, old := range r.entries {
 		fresh := entries[name]
 		if fresh != nil && fresh.uri.String() == old.uri.String() && fresh.cfg.Cert == old.cfg.Cert {
-			entries[name] = old
+			fresh.mu.Lock()
+			fresh.key = old.opened()
+			fresh.mu.Unlock()
 			continue
 		}
 		r.reporter(name).ClearAll()
@@ -126,6 +131,13 @@ func (r *Ring) Swap(keys map[string]*config.Key, baseDir string) error {
 	}
 	r.entries, r.baseDir = entries, baseDir
 	return nil
+}
+
+// opened is the key if it has been opened.
+func (e *entry) opened() hwcrypto.Key {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.key
 }
 
 // Names lists the keys in order.

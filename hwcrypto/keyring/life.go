@@ -36,6 +36,7 @@ type Certificate struct {
 	NotBefore time.Time `json:"not_before"`
 	NotAfter  time.Time `json:"not_after"`
 	DaysLeft  int       `json:"days_left"`
+	RenewAt   time.Time `json:"renew_at"` // when renewal is due
 }
 
 // List tells of every key, in order of names. Trouble with one is in its Status.
@@ -79,8 +80,9 @@ func (r *Ring) status(ctx context.Context, name string) (s Status, certErr error
 	}
 	l := c.leaf
 	s.Certificate = &Certificate{
-		Path: r.absolute(string(e.cfg.Cert)), Subject: l.Subject.String(), Issuer: l.Issuer.String(), Names: names(l),
+		Path: r.certPath(e), Subject: l.Subject.String(), Issuer: l.Issuer.String(), Names: names(l),
 		NotBefore: l.NotBefore, NotAfter: l.NotAfter, DaysLeft: int(l.NotAfter.Sub(r.o.Now()).Hours() / 24),
+		RenewAt: due(name, l.NotBefore, l.NotAfter),
 	}
 	return s, nil
 }

@@ -32,11 +32,7 @@ func (v View) Certificate(ctx context.Context, name string) (*tls.Certificate, e
 	if err != nil {
 		return nil, err
 	}
-	cert := &tls.Certificate{Certificate: c.der, Leaf: c.leaf, PrivateKey: v.signer(k)}
-	if h, ok := k.(hwcrypto.HashBound); ok {
-		cert.SupportedSignatureAlgorithms = schemes(k.Public(), h.Hashes())
-	}
-	return cert, nil
+	return v.certificate(k, c.der, c.leaf), nil
 }
 
 // Signer gives the key itself, for what is signed outside TLS: JSON web tokens, requests.

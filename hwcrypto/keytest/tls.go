@@ -148,6 +148,6 @@ func NewSoftwareCertificate(t testing.TB, ca *CA, name string) tls.Certificate {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	check(t, err)
-	block, _ := pem.Decode(ca.Issue(t, k.Public(), name, time.Hour))
+	block, _ := pem.Decode(ca.Issue(t, k.Public(), name, 12*time.Hour))
 	return tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: k}
 }

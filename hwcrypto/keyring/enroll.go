@@ -1,0 +1,196 @@
+package keyring
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/hwcrypto/est"
+	"github.com/drawbridge/drawbridge/internal/health"
+)
+
+// RenewalFailed says that a certificate is due and could not be renewed. Its subject is "key NAME".
+var RenewalFailed = &health.Code{Name: "renewal-failed", Title: "a certificate could not be renewed", Severity: health.Degraded,
+	Hint: "see what the CA says; the old certificate serves until its end; try by hand: drawbridge enroll NAME"}
+
+// Enrolment is what a first certificate is asked for. A renewal asks for what the old one has.
+type Enrolment struct {
+	Subject pkix.Name
+	SANs    []string
+	// Prove connects by the new certificate where it is going to be used. Only when that has gone well is the old one
+	// replaced. Nil: a connection to the EST server is the proof.
+	Prove func(ctx context.Context, c *tls.Certificate) error
+}
+
+// Enroll fetches a certificate for the key from its EST server: a first one, or a new one in place of the old. It makes the key where there
+// is none. Whatever goes wrong, the old certificate stays.
+func (r *Ring) Enroll(ctx context.Context, name string, what Enrolment) (Status, error) {
+	e, err := r.entry(name)
+	if err != nil {
+		return Status{}, err
+	}
+	if e.cfg.EST == "" {
+		return Status{}, hwcrypto.WithHint(fmt.Errorf("key %q: no EST server is named", name),
+			fmt.Sprintf("write est = \"https://…\" into [key.%s], or have a CA sign what `drawbridge keys csr %s` prints", name, name))
+	}
+	if _, _, err := r.New(ctx, name, hwcrypto.ECDSAP256); err != nil {
+		return Status{}, err
+	}
+	if err := r.enroll(ctx, e, what); err != nil {
+		return Status{}, fmt.Errorf("key %q: %w", name, err)
+	}
+	r.reporter(name).Clear(RenewalFailed)
+	return r.Status(ctx, name), nil
+}
+
+func (r *Ring) enroll(ctx context.Context, e *entry, what Enrolment) error {
+	k, err := r.open(ctx, e)
+	if err != nil {
+		return err
+	}
+	s := r.signer(k)
+	client, err := r.estClient(ctx, e)
+	if err != nil {
+		return err
+	}
+	defer clear(client.Password)
+
+	req := &x509.CertificateRequest{Subject: what.Subject}
+	ask := client.Enroll
+	if old, err := r.chainOf(e, k); err == nil && r.o.Now().Before(old.leaf.NotAfter) {
+		// RFC 7030 section 4.2.2: subject and alternative names are those of the certificate.
+		l := old.leaf
+		req = &x509.CertificateRequest{RawSubject: l.RawSubject, DNSNames: l.DNSNames, EmailAddresses: l.EmailAddresses, IPAddresses: l.IPAddresses, URIs: l.URIs}
+		client.Certificate = r.certificate(k, old.der, old.leaf)
+		ask = client.Reenroll
+	} else if req.DNSNames, req.EmailAddresses, req.IPAddresses, req.URIs, err = splitNames(what.SANs); err != nil {
+		return err
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, req, s)
+	if err != nil {
+		return fmt.Errorf("request: %w", err)
+	}
+	roots, err := client.CACerts(ctx)
+	if err != nil {
+		return err
+	}
+	chain, err := ask(ctx, csr, k.Public())
+	if err != nil {
+		return err
+	}
+	if err := r.verify(chain, roots); err != nil {
+		return fmt.Errorf("the new certificate: %w", err)
+	}
+	fresh := r.certificate(k, nil, chain[0])
+	for _, c := range chain {
+		fresh.Certificate = append(fresh.Certificate, c.Raw)
+	}
+	prove := what.Prove
+	if prove == nil {
+		prove = func(ctx context.Context, c *tls.Certificate) error {
+			again := *client
+			again.Certificate = c
+			_, err := again.CACerts(ctx)
+			return err
+		}
+	}
+	if err := prove(ctx, fresh); err != nil {
+		return fmt.Errorf("the new certificate is not accepted, so the old one stays: %w", err)
+	}
+	path := r.certPath(e)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return hwcrypto.WriteFile(path, est.PEM(chain))
+}
+
+// verify sees that the CA's own certificates vouch for the new one, by our clock.
+func (r *Ring) verify(chain, roots []*x509.Certificate) error {
+	opts := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: r.o.Now(),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
+	for _, c := range roots {
+		opts.Roots.AddCert(c)
+	}
+	for _, c := range chain[1:] {
+		opts.Intermediates.AddCert(c)
+	}
+	_, err := chain[0].Verify(opts)
+	return err
+}
+
+func (r *Ring) estClient(ctx context.Context, e *entry) (*est.Client, error) {
+	c := &est.Client{URL: e.cfg.EST, User: e.cfg.ESTUser, Now: r.o.Now}
+	if e.cfg.ESTCA != "" {
+		b, err := os.ReadFile(r.absolute(string(e.cfg.ESTCA)))
+		if err != nil {
+			return nil, fmt.Errorf("est_ca: %w", err)
+		}
+		c.Roots = x509.NewCertPool()
+		if !c.Roots.AppendCertsFromPEM(b) {
+			return nil, fmt.Errorf("est_ca %q: no PEM certificate in it", e.cfg.ESTCA)
+		}
+	}
+	if e.cfg.ESTPassword != "" {
+		var err error
+		if c.Password, err = r.Secret(ctx, string(e.cfg.ESTPassword)); err != nil {
+			return nil, fmt.Errorf("est_password: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// due is when a certificate is to be renewed: after two thirds of its life, and up to a twentieth later, so that gateways that were
+// enrolled together do not come together. The key's name decides, so it is the same at each start.
+func due(name string, from, to time.Time) time.Time {
+	life := to.Sub(from)
+	h := fnv.New32a()
+	h.Write([]byte(name))
+	return from.Add(life/3*2 + time.Duration(float64(life/20)*float64(h.Sum32())/(1<<32)))
+}
+
+// renewal is what Run knows of a key's renewal.
+type renewal struct{ next time.Time }
+
+// renew renews what is due, and sets when to try again what has not gone well.
+func (r *Ring) renew(ctx context.Context, state map[string]*renewal) {
+	for _, name := range r.Names() {
+		e, err := r.entry(name)
+		if err != nil || e.cfg.EST == "" {
+			continue
+		}
+		s := r.Status(ctx, name)
+		now := r.o.Now()
+		if s.Certificate == nil || now.Before(s.Certificate.RenewAt) {
+			delete(state, name)
+			continue
+		}
+		if st := state[name]; st != nil && now.Before(st.next) {
+			continue
+		}
+		_, err = r.Enroll(ctx, name, Enrolment{})
+		if err == nil {
+			delete(state, name)
+			r.o.Log.Info("certificate renewed", "key", name)
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		wait := min(max(s.Certificate.NotAfter.Sub(now)/20, time.Minute), time.Hour)
+		var later *est.LaterError
+		if errors.As(err, &later) {
+			wait = later.After
+		}
+		state[name] = &renewal{now.Add(wait)}
+		r.reporter(name).Set(RenewalFailed, err.Error())
+	}
+}
