@@ -121,9 +121,7 @@ func (r *Ring) Swap(keys map[string]*config.Key, baseDir string) error {
 	for name, old := range r.entries {
 		fresh := entries[name]
 		if fresh != nil && fresh.uri.String() == old.uri.String() && fresh.cfg.Cert == old.cfg.Cert {
-			fresh.mu.Lock()
-			fresh.key = old.opened()
-			fresh.mu.Unlock()
+			fresh.put(old.opened())
 			continue
 		}
 		r.reporter(name).ClearAll()
@@ -138,6 +136,12 @@ func (e *entry) opened() hwcrypto.Key {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.key
+}
+
+func (e *entry) put(k hwcrypto.Key) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.key = k
 }
 
 // Names lists the keys in order.
@@ -190,10 +194,8 @@ func (r *Ring) entry(name string) (*entry, error) {
 
 // open gives the key of an entry, opening it where that has not been done.
 func (r *Ring) open(ctx context.Context, e *entry) (hwcrypto.Key, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.key != nil {
-		return e.key, nil
+	if k := e.opened(); k != nil {
+		return k, nil
 	}
 	k, err := r.providers[e.uri.Scheme].Open(ctx, e.uri)
 	if errors.Is(err, hwcrypto.ErrNoKey) {
@@ -202,7 +204,7 @@ func (r *Ring) open(ctx context.Context, e *entry) (hwcrypto.Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key %q: %w", e.name, err)
 	}
-	e.key = k
+	e.put(k)
 	return k, nil
 }
 

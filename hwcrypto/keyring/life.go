@@ -128,12 +128,6 @@ func (r *Ring) New(ctx context.Context, name string, alg hwcrypto.Algorithm) (s 
 	return r.Status(ctx, name), created, nil
 }
 
-func (e *entry) put(k hwcrypto.Key) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.key = k
-}
-
 // Import takes a secret (an HMAC key; never a private key) into the chip. ErrKeyExists where there is a key already.
 func (r *Ring) Import(ctx context.Context, name string, secret []byte) (Status, error) {
 	e, err := r.entry(name)
