@@ -69,9 +69,6 @@ func (r *Realm) newAuthenticator(cfg *config.Authenticator) (*authenticator, err
 		return nil, fmt.Errorf("authenticator: %w", err)
 	}
 	if cfg.Key != "" {
-		if r.o.Certificate == nil {
-			return nil, errors.New("authenticator: there are no keys")
-		}
 		tlsConfig.GetClientCertificate = func(req *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return r.o.Certificate(req.Context(), cfg.Key)
 		}

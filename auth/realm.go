@@ -23,7 +23,7 @@ type Options struct {
 	// Secret reads a secret that the file names ("file:/path", "credential:NAME", "sealed:/path"), without its trailing newline.
 	// What it gives is wiped after use.
 	Secret func(ctx context.Context, ref string) ([]byte, error)
-	// Certificate gives the certificate of [key.NAME]; it may be nil where [authenticator] has no key.
+	// Certificate gives the certificate of [key.NAME], for [authenticator]; nil where nobody logs in.
 	Certificate func(ctx context.Context, name string) (*tls.Certificate, error)
 	Log         *slog.Logger
 	Health      *health.Tracker

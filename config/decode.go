@@ -118,7 +118,7 @@ func (d *decoder) value(n *node, v reflect.Value, key string) bool {
 		if n.shape != isText {
 			return wrong(`a duration such as "30s"`)
 		}
-		x, err := ParseDuration(n.text)
+		x, err := parseDuration(n.text)
 		if err != nil {
 			return bad("bad duration", err, "")
 		}
@@ -128,7 +128,7 @@ func (d *decoder) value(n *node, v reflect.Value, key string) bool {
 		if n.shape != isText {
 			return wrong(`a size such as "256MiB"`)
 		}
-		x, err := ParseSize(n.text)
+		x, err := parseSize(n.text)
 		if err != nil {
 			return bad("bad size", err, "")
 		}

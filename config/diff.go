@@ -29,27 +29,9 @@ func (c *Component) Value(key string) any {
 }
 
 // Equal tells whether a component would work the same after a reload: its type, its own keys, the [key]s that it names and the content of
-// the files that they name are the same.
+// the files that they name are the same, revocation lists apart.
 func (c *Component) Equal(o *Component) bool {
 	return c != nil && o != nil && c.Name == o.Name && c.Type == o.Type && c.files == o.files && reflect.DeepEqual(c.Own, o.Own)
-}
-
-// Changed lists, sorted by name, the components that are to be started, restarted or stopped when old gives way to c.
-func Changed(old, fresh map[string]*Component) (started, restarted, stopped []string) {
-	for _, name := range sortedKeys(fresh) {
-		switch {
-		case old[name] == nil:
-			started = append(started, name)
-		case !fresh[name].Equal(old[name]):
-			restarted = append(restarted, name)
-		}
-	}
-	for _, name := range sortedKeys(old) {
-		if fresh[name] == nil {
-			stopped = append(stopped, name)
-		}
-	}
-	return started, restarted, stopped
 }
 
 // fingerprint notes the content of the files on which each component depends.
@@ -92,7 +74,7 @@ func files(v reflect.Value, yield func(path string)) {
 	case v.Type() == pathType:
 		yield(v.String())
 	case v.Type() == secretType:
-		if path, err := SecretRef(v.String()).File(); err == nil {
+		if path, err := SecretRef(v.String()).file(); err == nil {
 			yield(path)
 		}
 	case v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface:
@@ -101,7 +83,10 @@ func files(v reflect.Value, yield func(path string)) {
 		}
 	case v.Kind() == reflect.Struct:
 		for i := range v.NumField() {
-			files(v.Field(i), yield)
+			// Revocation lists are read again while the component runs.
+			if !strings.HasSuffix(v.Type().Field(i).Tag.Get("toml"), "crl") {
+				files(v.Field(i), yield)
+			}
 		}
 	case v.Kind() == reflect.Slice:
 		for i := range v.Len() {

@@ -132,11 +132,11 @@ func shellQuoted(s string) string {
 // secret checks that a secret is there, and is for its owner alone.
 func (k *checker) secret(n named) {
 	ref := SecretRef(n.value)
-	path, err := ref.File()
+	path, err := ref.file()
 	if ref == "" || err != nil {
 		return // a credential is there only where systemd has started us
 	}
-	switch ref.Scheme() {
+	switch ref.scheme() {
 	case "file":
 		k.private(n.pos, n.key, path, false)
 	case "sealed":
@@ -152,10 +152,10 @@ func (k *checker) secret(n named) {
 
 // content gives what is in the file of a secret that is not sealed; nil where it cannot be had, which has been said elsewhere.
 func content(ref SecretRef) []byte {
-	if ref.Scheme() == "sealed" {
+	if ref.scheme() == "sealed" {
 		return nil
 	}
-	path, err := ref.File()
+	path, err := ref.file()
 	if err != nil {
 		return nil
 	}
@@ -173,7 +173,7 @@ func (k *checker) psk(pos Pos, ref SecretRef) {
 		return
 	}
 	defer clear(data)
-	key, err := DecodePSK(TrimSecret(data))
+	key, err := DecodePSK(trimSecret(data))
 	clear(key)
 	if err != nil {
 		k.add(pos, "", "psk: the file is wrong: %v", err)
@@ -186,7 +186,7 @@ func (k *checker) password(pos Pos, ref SecretRef) {
 		return
 	}
 	defer clear(data)
-	data = TrimSecret(data)
+	data = trimSecret(data)
 	switch {
 	case len(data) == 0:
 		k.add(pos, "", "password: the file is empty")
@@ -200,8 +200,8 @@ var (
 	hash     = regexp.MustCompile(`^(?:\$argon2id\$v=19\$m=\d+,t=\d+,p=\d+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+|\$2[aby]\$\d\d\$[./A-Za-z0-9]{53})$`)
 )
 
-// TrimSecret gives data without one trailing newline.
-func TrimSecret(data []byte) []byte {
+// trimSecret gives data without one trailing newline.
+func trimSecret(data []byte) []byte {
 	data, ok := bytes.CutSuffix(data, []byte("\n"))
 	if ok {
 		data = bytes.TrimSuffix(data, []byte("\r"))

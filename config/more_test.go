@@ -3,7 +3,7 @@ package config_test
 import (
 	"errors"
 	"path/filepath"
-	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,20 +24,20 @@ func TestReloadTellsWhatChanged(t *testing.T) {
 	}
 	old := parse()
 	for name, c := range map[string]struct {
-		change                             []string
-		before                             func()
-		listeners, connectors, gone, fresh string
+		change                []string
+		before                func()
+		listeners, connectors string
 	}{
-		"nothing":                        {change: []string{"", ""}},
-		"a comment and another order":    {change: []string{"# CoAP", "# coap", "key           = \"identity\"\ndevice_ca     = \"devices-ca.pem\"", "device_ca = \"devices-ca.pem\"\nkey = \"identity\""}},
-		"a route":                        {change: []string{"dt/{gateway}", "telemetry/{gateway}"}},
-		"a listener's own key":           {change: []string{":8883\"\nsecurity", ":8884\"\nsecurity"}, listeners: "shop"},
-		"a default that is spelled out":  {change: []string{"#version = 5", "version = 5", "#connection_id = true", "connection_id = true"}},
-		"a default that is changed":      {change: []string{"#connection_id = true", "connection_id = false"}, listeners: "field"},
-		"a key that several use":         {change: []string{"object=identity", "object=other"}, listeners: "field shop", connectors: "cloud plant"},
-		"a key that nobody uses":         {change: []string{"tpm:name=hub", "tpm:name=hub2"}},
-		"a connector's type":             {change: []string{"type     = \"aws\"\nendpoint = \"a1b2-ats.iot.eu-central-1.amazonaws.com\"", "type = \"mqtt\"\nurl = \"mqtts://x.example\""}, connectors: "cloud"},
-		"a listener is gone, one is new": {change: []string{"[listener.shop]", "[listener.store]"}, gone: "shop", fresh: "store"},
+		"nothing":                       {change: []string{"", ""}},
+		"a comment and another order":   {change: []string{"# CoAP", "# coap", "key           = \"identity\"\ndevice_ca     = \"devices-ca.pem\"", "device_ca = \"devices-ca.pem\"\nkey = \"identity\""}},
+		"a route":                       {change: []string{"dt/{gateway}", "telemetry/{gateway}"}},
+		"a listener's own key":          {change: []string{":8883\"\nsecurity", ":8884\"\nsecurity"}, listeners: "shop"},
+		"a default that is spelled out": {change: []string{"#version = 5", "version = 5", "#connection_id = true", "connection_id = true"}},
+		"a default that is changed":     {change: []string{"#connection_id = true", "connection_id = false"}, listeners: "field"},
+		"a key that several use":        {change: []string{"object=identity", "object=other"}, listeners: "field shop", connectors: "cloud plant"},
+		"a key that nobody uses":        {change: []string{"tpm:name=hub", "tpm:name=hub2"}},
+		"a connector's type":            {change: []string{"type     = \"aws\"\nendpoint = \"a1b2-ats.iot.eu-central-1.amazonaws.com\"", "type = \"mqtt\"\nurl = \"mqtts://x.example\""}, connectors: "cloud"},
+		"another name":                  {change: []string{"[listener.shop]", "[listener.store]"}, listeners: "store"},
 		"the content of a file that two name": {before: func() {
 			write(t, dir, "devices-ca.pem", renewedCA(t), 0o644)
 		}, listeners: "field shop"},
@@ -49,17 +49,29 @@ func TestReloadTellsWhatChanged(t *testing.T) {
 				c.before()
 			}
 			now := parse(c.change...)
-			started, restarted, stopped := config.Changed(base.Listeners, now.Listeners)
-			_, connectors, _ := config.Changed(base.Connectors, now.Connectors)
-			got := []string{strings.Join(restarted, " "), strings.Join(connectors, " "), strings.Join(stopped, " "), strings.Join(started, " ")}
-			if want := []string{c.listeners, c.connectors, c.gone, c.fresh}; !reflect.DeepEqual(got, want) {
-				t.Errorf("restarted listeners, connectors, stopped, started: %q, want %q", got, want)
+			if got := changed(base.Listeners, now.Listeners); got != c.listeners {
+				t.Errorf("listeners %q, want %q", got, c.listeners)
+			}
+			if got := changed(base.Connectors, now.Connectors); got != c.connectors {
+				t.Errorf("connectors %q, want %q", got, c.connectors)
 			}
 			if c.before != nil {
 				old = now
 			}
 		})
 	}
+}
+
+// changed names what is not as it was.
+func changed(old, fresh map[string]*config.Component) string {
+	var names []string
+	for name, c := range fresh {
+		if !c.Equal(old[name]) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, " ")
 }
 
 func TestContractFileIsValid(t *testing.T) {
@@ -121,29 +133,6 @@ func TestJoin(t *testing.T) {
 	other := errors.New("other")
 	if err := config.Join(a, other); err != other {
 		t.Error(err)
-	}
-}
-
-func TestSizesAndDurations(t *testing.T) {
-	for text, want := range map[string]config.Size{"512": 512, "64KiB": 65536, "256MiB": 256 << 20, "1GiB": 1 << 30, "1.5GiB": 3 << 29, "10MB": 10e6, "0": 0, "7B": 7} {
-		if got, err := config.ParseSize(text); err != nil || got != want {
-			t.Errorf("%q: %d, %v", text, got, err)
-		}
-	}
-	for _, text := range []string{"", "MiB", "-1", "1 MiB", "1mib", "+1", "1e999", "9999999TiB", "0x10", "inf", "nan", "1.MiB."} {
-		if got, err := config.ParseSize(text); err == nil {
-			t.Errorf("%q: %d", text, got)
-		}
-	}
-	for n, want := range map[config.Size]string{0: "0", 512: "512", 1 << 30: "1GiB", 3 << 29: "1536MiB", 1000: "1000"} {
-		if got := n.String(); got != want {
-			t.Errorf("%d: %s", n, got)
-		}
-	}
-	for d, want := range map[time.Duration]string{168 * time.Hour: "168h", 10 * time.Minute: "10m", 90 * time.Second: "1m30s", time.Second: "1s", 0: "0s"} {
-		if got := config.Duration(d).String(); got != want {
-			t.Errorf("%v: %s", d, got)
-		}
 	}
 }
 

@@ -36,7 +36,8 @@ func Load(path string, kinds Kinds) (*Config, error) {
 }
 
 // Parse reads and checks data as the content of the file at path, whose directory relative paths start from.
-// Its error is of the type Errors; the Config beside it holds what could be read, for those who check further, and is not to be run.
+// Its error is of the type Errors; a Config beside it is not to be run, but may be checked further (see Join). There is none where
+// mistakes of syntax leave unread what the rest refers to.
 func Parse(path string, data []byte, kinds Kinds) (*Config, error) {
 	c := &Config{
 		Path:   path,
@@ -66,6 +67,9 @@ func Parse(path string, data []byte, kinds Kinds) (*Config, error) {
 		e.Path = path
 	}
 	if err := Errors(errs).sorted(); err != nil {
+		if broken {
+			c = nil
+		}
 		return c, err
 	}
 	c.fingerprint()

@@ -60,28 +60,14 @@ func (s *Scope) Given(key string) bool {
 	return true
 }
 
-// KeyExists tells whether there is a [key.NAME].
-func (s *Scope) KeyExists(name string) bool { return s.k.c.Keys[name] != nil }
-
-// IssuerExists tells whether there is an [issuer.NAME].
-func (s *Scope) IssuerExists(name string) bool { return s.k.c.Issuers[name] != nil }
-
 // Issuers counts the [issuer.*].
 func (s *Scope) Issuers() int { return len(s.k.c.Issuers) }
-
-// AuthenticatorExists tells whether there is an [authenticator].
-func (s *Scope) AuthenticatorExists() bool { return s.k.c.Ask != nil }
 
 // Key reports a key's value that names no [key.NAME], and lets the component be restarted when that key changes.
 // The top-level key "key" is seen to without a call.
 func (s *Scope) Key(key, name string) bool {
 	s.c.uses(name)
 	return s.k.exists(s, key, name, "key", sortedKeys(s.k.c.Keys))
-}
-
-// Issuer reports a key's value that names no [issuer.NAME].
-func (s *Scope) Issuer(key, name string) bool {
-	return s.k.exists(s, key, name, "issuer", sortedKeys(s.k.c.Issuers))
 }
 
 // Token reports a key's value that names no [token.NAME].

@@ -26,8 +26,8 @@ func (d Duration) String() string {
 	return s
 }
 
-// ParseDuration reads "30s", "10m", "168h" or "1h30m"; the empty text is zero.
-func ParseDuration(s string) (Duration, error) {
+// parseDuration reads "30s", "10m", "168h" or "1h30m"; the empty text is zero.
+func parseDuration(s string) (Duration, error) {
 	if s == "" {
 		return 0, nil
 	}
@@ -59,8 +59,8 @@ func (n Size) String() string {
 	return strconv.FormatInt(int64(n), 10)
 }
 
-// ParseSize reads "256MiB", "1GiB", "64KiB", "10MB" or "512".
-func ParseSize(s string) (Size, error) {
+// parseSize reads "256MiB", "1GiB", "64KiB", "10MB" or "512".
+func parseSize(s string) (Size, error) {
 	for _, u := range sizeUnits {
 		digits, ok := strings.CutSuffix(s, u.name)
 		if !ok {
@@ -78,15 +78,15 @@ func ParseSize(s string) (Size, error) {
 	return 0, errors.New(`the units are "KiB", "MiB" and "GiB"`)
 }
 
-// Scheme gives "file", "credential" or "sealed"; empty where no secret is named.
-func (r SecretRef) Scheme() string {
+// scheme gives "file", "credential" or "sealed"; empty where no secret is named.
+func (r SecretRef) scheme() string {
 	scheme, _, _ := strings.Cut(string(r), ":")
 	return scheme
 }
 
-// File gives the file that holds the secret, or the sealed form of it. A credential is looked for in
+// file gives the file that holds the secret, or the sealed form of it. A credential is looked for in
 // $CREDENTIALS_DIRECTORY, as systemd hands it over.
-func (r SecretRef) File() (string, error) {
+func (r SecretRef) file() (string, error) {
 	scheme, rest, _ := strings.Cut(string(r), ":")
 	if scheme != "credential" {
 		return rest, nil
