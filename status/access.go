@@ -17,6 +17,7 @@ import (
 type caller struct {
 	name     string // for the audit log: "uid 0", "local", the name of a person who has logged in
 	operator bool   // may act, not only look
+	leaves   bool   // has logged in, and so may log out
 	refused  string // why it may do nothing; empty: it may
 }
 
@@ -66,6 +67,14 @@ func secure(next http.Handler) http.Handler {
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Permissions-Policy", "camera=(), microphone=(), geolocation=()")
 		h.Set("Cache-Control", "no-store")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// onlyTLS tells browsers never to come without TLS again.
+func onlyTLS(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Strict-Transport-Security", "max-age=31536000")
 		next.ServeHTTP(w, r)
 	})
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // browser starts a real browser.
-func browser(t *testing.T) context.Context {
+func browser(t *testing.T, more ...chromedp.ExecAllocatorOption) context.Context {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
 	if err != nil {
@@ -29,7 +29,7 @@ func browser(t *testing.T) context.Context {
 		}
 		t.Skip("no chromium")
 	}
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), chromedp.Headless, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.NoSandbox, chromedp.ExecPath(path))
+	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(more, chromedp.Headless, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.NoSandbox, chromedp.ExecPath(path))...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)

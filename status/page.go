@@ -353,5 +353,7 @@ func (v *view) Text(b []byte) string {
 func (s sheet) Path() string { return s.path }
 func (s sheet) Name() string { return s.name }
 
-// Operator tells whether the reader may act.
+// Operator tells whether the reader may act, Leaves whether there is a log-out, and Name who it is.
 func (c caller) Operator() bool { return c.operator }
+func (c caller) Leaves() bool   { return c.leaves }
+func (c caller) Name() string   { return c.name }

@@ -3,6 +3,7 @@ package status
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +27,8 @@ type Options struct {
 	Log     *slog.Logger
 	Now     func() time.Time
 	Listen  string              // address of the page; "" turns it off
+	TLS     *tls.Config         // of the page's address, where that is no loopback one
+	Login   *Login              // who may log in there
 	Socket  string              // path of the local socket; "" turns it off
 	State   string              // existing directory where the plots' past is kept; "" keeps it in memory
 	Records *Recorder           // what the page shows of the log; nil: nothing
@@ -38,39 +41,37 @@ type Server struct {
 	metrics http.Handler
 	history *history
 	live    *live
+	door    *door        // nil where the page is served to this machine alone
 	readers atomic.Int32 // pages with live values
 }
 
 // New makes a Server. It binds nothing.
 func New(o Options) (*Server, error) {
+	local := true
 	if o.Listen != "" {
-		if err := checkAddress(o.Listen); err != nil {
-			return nil, err
+		host, _, err := net.SplitHostPort(o.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("status: listen %q: %w", o.Listen, err)
 		}
+		local = isLoopback(host)
+	}
+	if !local && (o.TLS == nil || o.Login == nil || o.Login.Password == nil && o.Login.Issuer == nil) {
+		return nil, fmt.Errorf("status: listen %q: not a loopback address, and without a key and a log-in no other is served", o.Listen)
 	}
 	past, err := openHistory(o.State)
 	if err != nil {
 		o.Log.Warn("the plots start empty", "error", err)
 	}
 	s := &Server{o: o, history: past, live: newLive()}
+	if !local {
+		s.door = newDoor(s, *o.Login)
+	}
 	registry := prometheus.NewPedanticRegistry()
 	if err := registry.Register(collector{s.snapshot}); err != nil {
 		return nil, fmt.Errorf("status: metrics: %w", err)
 	}
 	s.metrics = promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn)})
 	return s, nil
-}
-
-// checkAddress refuses an address that others than this machine's own users could reach: they would have to log in, over TLS.
-func checkAddress(address string) error {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return fmt.Errorf("status: listen %q: %w", address, err)
-	}
-	if !isLoopback(host) {
-		return fmt.Errorf("status: listen %q: not a loopback address, and without TLS and a log-in no other is served", address)
-	}
-	return nil
 }
 
 // isLoopback tells whether host names this machine itself.
@@ -95,6 +96,12 @@ func (s *Server) Serve(ctx context.Context) error {
 			return fmt.Errorf("status: %w", err)
 		}
 		defer page.Close()
+		if s.door != nil {
+			secured := s.o.TLS.Clone()
+			secured.MinVersion = tls.VersionTLS12
+			secured.NextProtos = []string{"h2", "http/1.1"}
+			page = tls.NewListener(page, secured)
+		}
 	}
 	if s.o.Socket != "" {
 		if socket, err = listenSocket(ctx, s.o.Socket); err != nil {
@@ -185,7 +192,11 @@ func (s *Server) PageHandler() http.Handler {
 	mux := http.NewServeMux()
 	s.routes(mux)
 	s.pages(mux)
-	return secure(localHost(http.NewCrossOriginProtection().Handler(asLocal(mux))))
+	foreign := http.NewCrossOriginProtection()
+	if s.door != nil {
+		return secure(onlyTLS(foreign.Handler(s.door.guard(mux))))
+	}
+	return secure(localHost(foreign.Handler(asLocal(mux))))
 }
 
 // SocketHandler is what the local socket serves.
