@@ -41,6 +41,9 @@ func (f *failure) Error() string {
 
 func (f *failure) Unwrap() error { return f.err }
 
+// Hint says what to do; the status socket passes it on.
+func (f *failure) Hint() string { return f.hint }
+
 // no is the answer no, which has been printed already.
 func no() error { return &failure{code: exitNo} }
 

@@ -139,23 +139,23 @@ func (d *demo) run(ctx context.Context) (err error) {
 	// Everything ends together: when ctx ends, or when a part fails.
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	var parts sync.WaitGroup
-	defer parts.Wait()
+	var running sync.WaitGroup
+	defer running.Wait()
 	defer stop(nil)
 
-	parts.Go(func() {
+	running.Go(func() {
 		if err := broker.New(broker.Options{}).Serve(ctx, site.cloud); err != nil {
 			stop(err)
 		}
 	})
 	ready := make(chan struct{})
-	parts.Go(func() {
+	running.Go(func() {
 		var w io.Writer = io.Discard
 		if d.verbose {
 			w = d.out
 		}
-		log := slog.New(slog.NewTextHandler(w, nil))
-		if err := serve(ctx, filepath.Join(d.dir, "drawbridge.toml"), log, func(*gateway) { close(ready) }); err != nil {
+		p := parts{log: slog.New(slog.NewTextHandler(w, nil))}
+		if err := serve(ctx, filepath.Join(d.dir, "drawbridge.toml"), p, func() { close(ready) }); err != nil {
 			stop(err)
 		}
 	})
@@ -171,13 +171,13 @@ func (d *demo) run(ctx context.Context) (err error) {
 	defer person.close()
 	d.introduce(time.Since(began))
 	for _, device := range site.devices {
-		parts.Go(func() {
+		running.Go(func() {
 			if err := device.run(ctx, 3*time.Second, d.said); err != nil {
 				stop(fmt.Errorf("demo: a device on %s: %w", device.label(), err))
 			}
 		})
 	}
-	parts.Go(func() { d.command(ctx, person) })
+	running.Go(func() { d.command(ctx, person) })
 	<-ctx.Done()
 	return d.ended(ctx)
 }

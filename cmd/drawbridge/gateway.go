@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,7 +32,7 @@ import (
 //
 // What stands for as long as the process is made by openGateway; what a reload replaces is a plan.
 type gateway struct {
-	log     *slog.Logger
+	parts
 	now     func() time.Time
 	started time.Time
 	kinds   builtin
@@ -42,7 +43,9 @@ type gateway struct {
 	realm   *auth.Realm
 	spool   *spool.Spool
 	bridge  *bridge.Bridge
-	ready   chan struct{} // closed once every listener of the first plan is bound
+	ready   chan struct{}   // closed once every listener of the first plan is bound
+	tasks   context.Context // that of every task; a reload starts its tasks in it
+	end     context.CancelFunc
 
 	reloading sync.Mutex // one reload at a time
 
@@ -81,14 +84,16 @@ type connector struct {
 const stopWithin = 5 * time.Second
 
 // openGateway reads keys and spool and builds everything that the file asks for. Nothing is bound or dialled yet.
-func openGateway(ctx context.Context, path string, log *slog.Logger, now func() time.Time) (*gateway, error) {
-	g := &gateway{log: log, now: now, started: now(), kinds: kinds(), ready: make(chan struct{})}
+func openGateway(ctx context.Context, path string, p parts, now func() time.Time) (*gateway, error) {
+	g := &gateway{parts: p, now: now, started: now(), kinds: kinds(), ready: make(chan struct{})}
 	cfg, table, err := load(path, g.kinds)
 	if err != nil {
 		return nil, err
 	}
-	g.tracker = health.New(log, now)
-	g.sup = supervise.New(log, g.tracker)
+	// Tasks outlive ctx: run ends them in its own order.
+	g.tasks, g.end = context.WithCancel(context.WithoutCancel(ctx))
+	g.tracker = health.New(g.log, now)
+	g.sup = supervise.New(g.log, g.tracker)
 	if err := g.openState(ctx, cfg, now); err != nil {
 		g.close()
 		return nil, err
@@ -218,12 +223,31 @@ func (g *gateway) openListener(cfg *config.Config, c *config.Component) (*listen
 	l.Listener, err = g.kinds.listeners[c.Type].Open(southbound.Env{
 		Name: c.Name, Log: g.log.With("listener", c.Name), Health: g.tracker.For("listener " + c.Name),
 		Keys: g.keys.For("listener " + c.Name), Auth: g.realm, Policy: g.realm, State: dir, Now: g.now,
-		Bound: l.isBound, Awake: g.bridge.Awake,
+		Bound: l.isBound, Awake: g.bridge.Awake, Socket: g.socket(c.Name),
 	}, c.Own)
 	if err != nil {
 		return nil, err
 	}
 	return l, nil
+}
+
+// socket gives a listener what systemd has bound for it, under its name, so that it can have ports below 1024 and lose no datagram
+// while the gateway restarts. The files stay open: a listener that restarts gets them again.
+func (g *gateway) socket(name string) func() (net.Listener, net.PacketConn) {
+	files := g.sockets[name]
+	if len(files) == 0 {
+		return nil
+	}
+	return func() (l net.Listener, p net.PacketConn) {
+		for _, f := range files {
+			if got, err := net.FileListener(f); err == nil {
+				l = got
+			} else if got, err := net.FilePacketConn(f); err == nil {
+				p = got
+			}
+		}
+		return l, p
+	}
 }
 
 func (l *listener) isBound(a net.Addr) {
@@ -242,9 +266,9 @@ func (l *listener) isNotBound(err error) {
 // run starts everything and returns after ctx has ended and everything has stopped. It fails where a listener of the first plan cannot be bound.
 func (g *gateway) run(ctx context.Context) error {
 	defer g.close()
+	defer g.end()
 	// Tasks stop in reverse: listeners, then bridge and connectors, whose context ends when run says so.
-	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
+	inner := g.tasks
 
 	g.bridge.Swap(g.setup(g.plan))
 	g.sup.Go(inner, "keys", func(ctx context.Context, t *supervise.Task) error { return g.keys.Run(ctx) })
@@ -252,8 +276,8 @@ func (g *gateway) run(ctx context.Context) error {
 	for _, c := range g.plan.connectors {
 		g.startConnector(inner, c)
 	}
-	if err := g.startStatus(inner); err != nil {
-		return errors.Join(err, g.stop(stop))
+	if err := g.startStatus(g.plan.cfg); err != nil {
+		return errors.Join(err, g.stop())
 	}
 	first := make(chan error, len(g.plan.listeners))
 	for _, l := range g.plan.listeners {
@@ -265,7 +289,7 @@ func (g *gateway) run(ctx context.Context) error {
 		g.log.Info("ready", "listeners", len(g.plan.listeners), "connectors", len(g.plan.connectors))
 		<-ctx.Done()
 	}
-	return errors.Join(err, g.stop(stop))
+	return errors.Join(err, g.stop())
 }
 
 // awaitListeners waits until every listener is bound, or one has failed, or ctx has ended.
@@ -305,18 +329,6 @@ func (g *gateway) startConnector(ctx context.Context, c *connector) {
 	})
 }
 
-func (g *gateway) startStatus(ctx context.Context) error {
-	cfg := g.plan.cfg.Status
-	server, err := status.New(status.Options{
-		Source: &source{gateway: g, tasks: ctx}, Log: g.log.With("part", "status"), Now: g.now, Listen: cfg.Listen, Socket: string(cfg.Socket),
-	})
-	if err != nil {
-		return err
-	}
-	g.sup.Go(ctx, "status", func(ctx context.Context, t *supervise.Task) error { return server.Serve(ctx) })
-	return nil
-}
-
 func (g *gateway) setup(p *plan) bridge.Setup {
 	s := bridge.Setup{Table: p.table, Policy: g.realm,
 		Listeners: map[string]southbound.Listener{}, Connectors: map[string]northbound.Connector{}}
@@ -330,16 +342,26 @@ func (g *gateway) setup(p *plan) bridge.Setup {
 }
 
 // stop ends listeners first, so that nothing is accepted that could not be stored, then all else.
-func (g *gateway) stop(rest context.CancelFunc) error {
+func (g *gateway) stop() error {
 	g.log.Info("stopping")
-	ctx, cancel := context.WithTimeoutCause(context.Background(), stopWithin, errors.New("it took too long"))
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(g.tasks), stopWithin, errors.New("it took too long"))
 	defer cancel()
 	g.mu.Lock()
 	p := g.plan
 	g.mu.Unlock()
 	err := stopAll(ctx, slices.Collect(maps.Values(p.listeners)), func(l *listener) *supervise.Task { return l.task })
-	rest()
-	return errors.Join(err, stopAll(ctx, slices.Collect(maps.Values(p.connectors)), func(c *connector) *supervise.Task { return c.task }))
+	g.end()
+	rest := make(chan struct{})
+	go func() {
+		g.sup.Wait()
+		close(rest)
+	}()
+	select {
+	case <-rest:
+	case <-ctx.Done():
+		err = errors.Join(err, fmt.Errorf("stop: some parts still run: %w", context.Cause(ctx)))
+	}
+	return err
 }
 
 func stopAll[T any](ctx context.Context, parts []T, task func(T) *supervise.Task) error {
@@ -388,7 +410,7 @@ func (g *gateway) reload(ctx context.Context) (status.Reloaded, error) {
 		return status.Reloaded{}, err
 	}
 	if fixed := needsRestart(old.cfg, cfg); len(fixed) > 0 {
-		return status.Reloaded{}, hinted(fmt.Errorf("reload: %v changed, which only a restart takes over", fixed), "nothing was changed; restart the gateway")
+		return status.Reloaded{}, hinted(fmt.Errorf("reload: %s changed, which only a restart takes over", strings.Join(fixed, " and ")), "nothing was changed; restart the gateway")
 	}
 	fresh, err := g.build(cfg, table, old)
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -153,11 +152,10 @@ func (c *wireConn) publish5(topic string, payload []byte) (byte, error) {
 	return ack[2], nil
 }
 
-// publishAll sends count messages at QoS 1 with at most window unacknowledged, and returns when all are acknowledged.
-// payload makes the n-th payload; acked, where not nil, is told n after its PUBACK.
-func (c *wireConn) publishAll(topic string, count, window int, payload func(n int) []byte, acked func(n int)) error {
+// publishAll sends count messages at QoS 1 with at most window unacknowledged, one every pace where that is not zero, and returns
+// when all are acknowledged. payload makes the n-th payload.
+func (c *wireConn) publishAll(topic string, count, window int, pace time.Duration, payload func(n int) []byte) error {
 	slots := make(chan struct{}, window)
-	var inflight sync.Map // packet id → n
 	failed := make(chan error, 1)
 	done := make(chan struct{})
 	go func() {
@@ -170,16 +168,21 @@ func (c *wireConn) publishAll(topic string, count, window int, payload func(n in
 			}
 			if kind == 0x40 && len(body) >= 2 {
 				got++
-				if n, ok := inflight.LoadAndDelete(binary.BigEndian.Uint16(body)); ok && acked != nil {
-					acked(n.(int))
-				}
 				<-slots
 			}
 		}
 		close(done)
 	}()
 	w := bufio.NewWriterSize(c.Conn, 16<<10)
+	next := time.Now()
 	for n := range count {
+		if pace > 0 {
+			if err := w.Flush(); err != nil {
+				return err
+			}
+			time.Sleep(time.Until(next))
+			next = next.Add(pace)
+		}
 		select {
 		case slots <- struct{}{}:
 		default:
@@ -192,9 +195,7 @@ func (c *wireConn) publishAll(topic string, count, window int, payload func(n in
 				return err
 			}
 		}
-		id := uint16(n%65535) + 1
-		inflight.Store(id, n)
-		if _, err := w.Write(publishPacket(topic, id, payload(n))); err != nil {
+		if _, err := w.Write(publishPacket(topic, uint16(n%65535)+1, payload(n))); err != nil {
 			return err
 		}
 	}
@@ -209,10 +210,10 @@ func (c *wireConn) publishAll(topic string, count, window int, payload func(n in
 	}
 }
 
-// subscribe subscribes at QoS 1 and calls each until the connection ends, acknowledging what it is given.
-func (c *wireConn) subscribe(filter string, each func(topic string, payload []byte)) error {
+// subscribe subscribes and calls each until the connection ends, acknowledging what it is given.
+func (c *wireConn) subscribe(filter string, qos byte, each func(topic string, payload []byte)) error {
 	body := binary.BigEndian.AppendUint16(nil, 1)
-	body = append(mqttString(body, filter), 1)
+	body = append(mqttString(body, filter), qos)
 	if _, err := c.Write(mqttPacket(0x82, body)); err != nil {
 		return err
 	}
@@ -238,7 +239,7 @@ func (c *wireConn) subscribe(filter string, each func(topic string, payload []by
 				rest = rest[2:]
 			}
 			each(topic, rest)
-			if c.r.Buffered() == 0 || len(acks) > 4096 {
+			if len(acks) > 0 && (c.r.Buffered() == 0 || len(acks) > 4096) {
 				if _, err := c.Write(acks); err != nil {
 					return
 				}

@@ -57,9 +57,9 @@ func TestProveAway(t *testing.T) {
 	for i := range devices {
 		c := s.mqttDevice(fmt.Sprintf("m-%d", i))
 		wg.Go(func() {
-			err := c.publishAll("sensors/count", each, 100, func(n int) []byte {
+			err := c.publishAll("sensors/count", each, 100, 0, func(n int) []byte {
 				return append(strconv.AppendInt(nil, int64(n+1), 10), " and some more octets, as a reading in JSON would have them"...)
-			}, nil)
+			})
 			if err != nil {
 				t.Error(err)
 			}
@@ -192,7 +192,7 @@ func TestProveGarbage(t *testing.T) {
 		s.throw(mutate(rng, publish))
 	}
 	// Both protocols still take reports.
-	if err := s.mqttDevice("m-0").publishAll("sensors/count", 1, 1, func(int) []byte { return []byte("1") }, nil); err != nil {
+	if err := s.mqttDevice("m-0").publishAll("sensors/count", 1, 1, 0, func(int) []byte { return []byte("1") }); err != nil {
 		t.Error(err)
 	}
 	c, err := dialCoAP(t.Context(), s.coap, "th-1", []byte("0123456789abcdef"))

@@ -4,11 +4,18 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/internal/sdnotify"
+	"github.com/drawbridge/drawbridge/status"
 )
 
 func (a *app) runVerb() *cobra.Command {
@@ -16,44 +23,122 @@ func (a *app) runVerb() *cobra.Command {
 		Use:   "run",
 		Short: "Run the gateway",
 		Long: `Runs the gateway until SIGTERM or SIGINT, and logs to standard error.
-SIGHUP reads the configuration again, as drawbridge reload does.`,
+SIGHUP reads the configuration again, as drawbridge reload does.
+Under systemd it says when it is ready, feeds the watchdog while every part makes progress, and takes over sockets.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			// The log's own settings are in the file, so what is wrong with the file is told before there is a log.
 			cfg, _, err := load(a.config(), kinds())
 			if err != nil {
 				return err
 			}
-			return serve(c.Context(), a.config(), newLog(a.err, cfg.Log), nil)
+			limitMemory()
+			p := parts{records: status.NewRecorder(recordLines), notify: sdnotify.New(os.Getenv), sockets: sdnotify.Files(os.Getenv)}
+			p.log = slog.New(p.records.Handler(newLog(a.err, cfg.Log)))
+			return serve(c.Context(), a.config(), p, nil)
 		},
 	}
 }
 
+// recordLines is how many lines of the log the status page shows.
+const recordLines = 500
+
+// limitMemory lets the heap, which is small, grow further between collections than by default, but not where memory would become scarce.
+// GOGC and GOMEMLIMIT in the environment win.
+func limitMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(300)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(64 << 20)
+	}
+}
+
+// parts are what a gateway is given by who runs it.
+type parts struct {
+	log     *slog.Logger
+	records *status.Recorder      // nil: the page shows no log
+	notify  *sdnotify.Notifier    // nil: nobody is told
+	sockets map[string][]*os.File // handed over by systemd, by name
+}
+
 // serve runs one gateway until ctx ends. ready, where not nil, is called once every listener is bound.
-func serve(ctx context.Context, path string, log *slog.Logger, ready func(*gateway)) error {
-	g, err := openGateway(ctx, path, log, time.Now)
+func serve(ctx context.Context, path string, p parts, ready func()) error {
+	g, err := openGateway(ctx, path, p, time.Now)
 	if err != nil {
 		return err
 	}
-	if ready != nil {
-		go func() {
-			select {
-			case <-g.ready:
-				ready(g)
-			case <-ctx.Done():
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		select {
+		case <-g.ready:
+			if ready != nil {
+				ready()
 			}
-		}()
-	}
-	return g.run(ctx)
+			g.tell(ctx, p.notify)
+		case <-ctx.Done():
+		}
+	}()
+	err = g.run(ctx)
+	cancel()
+	<-told
+	return err
 }
 
-func newLog(w io.Writer, c config.Log) *slog.Logger {
+// tell keeps systemd informed until ctx ends: that the gateway is ready, that it makes progress, that it reloads on SIGHUP, that it stops.
+func (g *gateway) tell(ctx context.Context, n *sdnotify.Notifier) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	if n == nil {
+		n = sdnotify.New(func(string) string { return "" })
+	}
+	g.note(n.Ready("serving"))
+	interval := n.Interval()
+	if interval == 0 {
+		interval = 30 * time.Second
+	}
+	beat := time.NewTicker(interval)
+	defer beat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			g.note(n.Stopping())
+			return
+		case <-hangup:
+			g.note(n.Reloading())
+			if _, err := g.reload(g.tasks); err != nil {
+				g.log.Error("reload", "error", err)
+			}
+			g.note(n.Ready("serving"))
+		case <-beat.C:
+			if stuck := g.sup.Stuck(); len(stuck) > 0 {
+				g.log.Error("the watchdog is not fed: no progress", "tasks", strings.Join(stuck, ", "))
+				g.note(n.Status("no progress: " + strings.Join(stuck, ", ")))
+				continue
+			}
+			g.note(n.Alive())
+		}
+	}
+}
+
+// note logs that systemd could not be told; the gateway goes on.
+func (g *gateway) note(err error) {
+	if err != nil {
+		g.log.Warn("systemd", "error", err)
+	}
+}
+
+func newLog(w io.Writer, c config.Log) slog.Handler {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
 		level = slog.LevelInfo // config has checked the word
 	}
 	o := &slog.HandlerOptions{Level: level}
 	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, o))
+		return slog.NewJSONHandler(w, o)
 	}
-	return slog.New(slog.NewTextHandler(w, o))
+	return slog.NewTextHandler(w, o)
 }

@@ -149,6 +149,7 @@ type site struct {
 	coap    string // addresses
 	mqtt    string
 	cloud   string
+	plain   string // a listener of the cloud without TLS, where there is one
 	page    string
 	keyURI  string // of [key.identity]
 	module  string

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -15,7 +17,9 @@ import (
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/bridge"
+	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
+	"github.com/drawbridge/drawbridge/internal/supervise"
 	"github.com/drawbridge/drawbridge/northbound"
 	"github.com/drawbridge/drawbridge/southbound"
 	"github.com/drawbridge/drawbridge/status"
@@ -24,7 +28,6 @@ import (
 // source is the gateway as the status page, the socket and the metrics see it.
 type source struct {
 	*gateway
-	tasks context.Context // that of the gateway's tasks: what a reload starts lives as long
 
 	mu     sync.Mutex
 	looked time.Time    // guarded by mu; when the figures below were taken
@@ -49,6 +52,55 @@ func (s *source) current() (*plan, time.Time) {
 	s.gateway.mu.Lock()
 	defer s.gateway.mu.Unlock()
 	return s.plan, s.reloaded
+}
+
+// startStatus serves the page and the socket.
+func (g *gateway) startStatus(cfg *config.Config) error {
+	dir, err := stateDir(cfg, "status")
+	if err != nil {
+		return err
+	}
+	o := status.Options{
+		Source: &source{gateway: g}, Log: g.log.With("part", "status"), Now: g.now, Listen: cfg.Status.Listen, Socket: string(cfg.Status.Socket),
+		State: dir, Records: g.records,
+	}
+	if cfg.Status.Listen != "" && !config.Loopback(cfg.Status.Listen) {
+		if o.TLS, o.Login, err = g.door(cfg); err != nil {
+			return err
+		}
+	}
+	server, err := status.New(o)
+	if err != nil {
+		return err
+	}
+	g.sup.Go(g.tasks, "status", func(ctx context.Context, t *supervise.Task) error { return server.Serve(ctx) })
+	return nil
+}
+
+// door gives what people on other machines need to see the page: TLS with a key of the ring, and a log-in.
+func (g *gateway) door(cfg *config.Config) (*tls.Config, *status.Login, error) {
+	keys, s := g.keys.For("status"), cfg.Status
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, Time: g.now, GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		return keys.Certificate(h.Context(), s.Key)
+	}}
+	secret := func(ref config.SecretRef) func(context.Context) ([]byte, error) {
+		if ref == "" {
+			return nil
+		}
+		return func(ctx context.Context) ([]byte, error) { return keys.Secret(ctx, string(ref)) }
+	}
+	login := &status.Login{Password: secret(s.Password)}
+	if s.Issuer != "" {
+		issuer := cfg.Issuers[s.Issuer]
+		roots, err := issuer.CA.CertPool()
+		if err != nil {
+			return nil, nil, err
+		}
+		login.Issuer = &status.Issuer{Name: s.Issuer, URL: issuer.URL, ClientID: s.ClientID, Secret: secret(s.ClientSecret), Roles: s.RolesClaim,
+			Client: &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{
+				TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, Time: g.now}}}}
+	}
+	return conf, login, nil
 }
 
 // Snapshot implements status.Source.
