@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/drawbridge/drawbridge/internal/health"
@@ -54,9 +55,11 @@ func (r *Ring) Run(ctx context.Context) error {
 
 // Check looks at every key and sets or clears its problems.
 func (r *Ring) Check(ctx context.Context) {
+	var wg sync.WaitGroup
 	for _, name := range r.Names() {
-		r.check(ctx, name)
+		wg.Go(func() { r.check(ctx, name) })
 	}
+	wg.Wait()
 }
 
 func (r *Ring) check(ctx context.Context, name string) {

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
@@ -41,10 +42,13 @@ type Certificate struct {
 
 // List tells of every key, in order of names. Trouble with one is in its Status.
 func (r *Ring) List(ctx context.Context) []Status {
-	var all []Status
-	for _, name := range r.Names() {
-		all = append(all, r.Status(ctx, name))
+	names := r.Names()
+	all := make([]Status, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names { // at once: a chip that hangs holds up no other
+		wg.Go(func() { all[i] = r.Status(ctx, name) })
 	}
+	wg.Wait()
 	return all
 }
 

@@ -1,0 +1,224 @@
+package envelope
+
+import (
+	"bytes"
+	"context"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
+	"github.com/drawbridge/drawbridge/hwcrypto/pkcs11"
+	"github.com/drawbridge/drawbridge/hwcrypto/tpm2"
+)
+
+var payload = []byte(`{"temp":21.5}`)
+
+// soft is an HMAC key in memory.
+type soft []byte
+
+func (s soft) MAC(_ context.Context, b []byte) ([]byte, error) {
+	m := hmac.New(sha256.New, s)
+	m.Write(b)
+	return m.Sum(nil), nil
+}
+
+func chips(t *testing.T, f func(t *testing.T, make func(name string, alg hwcrypto.Algorithm) hwcrypto.Key)) {
+	token, chip := keytest.SoftHSM(t), keytest.SWTPM(t)
+	p11, tpm := pkcs11.New(t.Context(), pkcs11.Options{}), tpm2.New(t.Context(), tpm2.Options{Dir: chip.Dir})
+	defer p11.Close()
+	defer tpm.Close()
+	for what, c := range map[string]struct {
+		p   hwcrypto.Generator
+		uri func(string) string
+	}{"pkcs11": {p11, token.URI}, "tpm": {tpm, chip.URI}} {
+		t.Run(what, func(t *testing.T) {
+			f(t, func(name string, alg hwcrypto.Algorithm) hwcrypto.Key {
+				u, err := hwcrypto.ParseURI(c.uri(name), "/")
+				if err != nil {
+					t.Fatal(err)
+				}
+				k, err := c.p.Generate(t.Context(), u, alg)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return k
+			})
+		})
+	}
+}
+
+func TestWithKeysInChips(t *testing.T) {
+	chips(t, func(t *testing.T, make func(string, hwcrypto.Algorithm) hwcrypto.Key) {
+		for _, alg := range []hwcrypto.Algorithm{hwcrypto.ECDSAP256, hwcrypto.ECDSAP384} {
+			k := make(string(alg), alg)
+			jws, err := SignJWS(t.Context(), k, "gw1", payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := VerifyJWS(k.Public(), jws); err != nil || !bytes.Equal(got, payload) {
+				t.Errorf("JWS: %v", err)
+			}
+			// Another's library reads it too.
+			o, err := jose.ParseSigned(string(jws), []jose.SignatureAlgorithm{jose.ES256, jose.ES384})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := o.Verify(k.Public()); err != nil || !bytes.Equal(got, payload) {
+				t.Errorf("go-jose: %v", err)
+			}
+			cose, err := SignCOSE(t.Context(), k, "gw1", payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := VerifyCOSE(k.Public(), cose); err != nil || !bytes.Equal(got, payload) {
+				t.Errorf("COSE: %v", err)
+			}
+		}
+		m := make("shared", hwcrypto.HMACSHA256).(hwcrypto.MACer)
+		for _, c := range []Cipher{AES, ARIA, LEA} {
+			jwe, err := EncryptJWE(t.Context(), m, c, "k1", payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := DecryptJWE(t.Context(), m, jwe); err != nil || !bytes.Equal(got, payload) {
+				t.Errorf("JWE %s: %v", c, err)
+			}
+			cose, err := EncryptCOSE(t.Context(), m, c, "k1", payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := DecryptCOSE(t.Context(), m, cose); err != nil || !bytes.Equal(got, payload) {
+				t.Errorf("COSE %s: %v", c, err)
+			}
+		}
+	})
+}
+
+// TestJWEByAnotherLibrary opens a JWE as somebody would who has read the package's documentation and has HKDF and JOSE.
+func TestJWEByAnotherLibrary(t *testing.T) {
+	secret := soft("a key that both ends have")
+	msg, err := EncryptJWE(t.Context(), secret, AES, "k1", payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := jose.ParseEncrypted(string(msg), []jose.KeyAlgorithm{jose.DIRECT}, []jose.ContentEncryption{jose.A256GCM})
+	if err != nil {
+		t.Fatal(err)
+	}
+	salt, err := b64.DecodeString(o.Header.ExtraHeaders["salt"].(string))
+	if err != nil || o.Header.KeyID != "k1" {
+		t.Fatal(err, o.Header)
+	}
+	key, err := hkdf.Expand(sha256.New, secret, "drawbridge envelope v1\x00A256GCM\x00"+string(salt), 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := o.Decrypt(key); err != nil || !bytes.Equal(got, payload) {
+		t.Error(err)
+	}
+}
+
+// TestCOSEShape looks at a message with a CBOR decoder of its own: tag, three parts, and a private algorithm in the protected header.
+func TestCOSEShape(t *testing.T) {
+	msg, err := EncryptCOSE(t.Context(), soft("k"), ARIA, "k1", payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tag cbor.RawTag
+	if err := cbor.Unmarshal(msg, &tag); err != nil || tag.Number != 16 {
+		t.Fatal(err, tag.Number)
+	}
+	var parts []any
+	if err := cbor.Unmarshal(tag.Content, &parts); err != nil || len(parts) != 3 {
+		t.Fatal(err, parts)
+	}
+	if !bytes.Equal(parts[0].([]byte), []byte{0xa1, 0x01, 0x3a, 0x00, 0x01, 0x11, 0x70}) { // {1: -70001}
+		t.Errorf("protected: %x", parts[0])
+	}
+	// A message without its tag is read too.
+	if got, err := DecryptCOSE(t.Context(), soft("k"), tag.Content); err != nil || !bytes.Equal(got, payload) {
+		t.Error(err)
+	}
+}
+
+func TestNothingOfAForgeryComesThrough(t *testing.T) {
+	secret := soft("a key that both ends have")
+	jwe, err := EncryptJWE(t.Context(), secret, LEA, "k1", payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cose, err := EncryptCOSE(t.Context(), secret, AES, "k1", payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		msg  []byte
+		open func(context.Context, hwcrypto.MACer, []byte) ([]byte, error)
+	}{"JWE": {jwe, DecryptJWE}, "COSE": {cose, DecryptCOSE}} {
+		for i := range c.msg {
+			bad := bytes.Clone(c.msg)
+			bad[i] ^= 0x08
+			if got, err := c.open(t.Context(), secret, bad); err == nil && !(what == "COSE" && unprotectedKid(c.msg, i)) {
+				t.Errorf("%s with octet %d changed opens as %q", what, i, got)
+			}
+		}
+		if _, err := c.open(t.Context(), soft("another key"), c.msg); !errors.Is(err, ErrOpen) {
+			t.Errorf("%s under another key: %v", what, err)
+		}
+	}
+	if _, err := EncryptJWE(t.Context(), secret, "A128GCM", "", payload); err == nil {
+		t.Error("an unknown cipher is taken")
+	}
+	none, _ := json.Marshal(map[string]any{"alg": "none"})
+	if _, err := VerifyJWS(pubKey(), []byte(b64.EncodeToString(none)+".e30.")); err == nil {
+		t.Error("alg none is taken")
+	}
+}
+
+// unprotectedKid: the key id is a hint that COSE_Encrypt0 does not protect.
+func unprotectedKid(msg []byte, i int) bool {
+	at := bytes.Index(msg, []byte("k1"))
+	return i >= at-2 && i < at+2 // with its label
+}
+
+func FuzzOpen(f *testing.F) {
+	secret := soft("k")
+	for _, c := range []Cipher{AES, ARIA} {
+		jwe, err := EncryptJWE(f.Context(), secret, c, "k", payload)
+		if err != nil {
+			f.Fatal(err)
+		}
+		cose, err := EncryptCOSE(f.Context(), secret, c, "k", payload)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(jwe)
+		f.Add(cose)
+	}
+	f.Add([]byte("eyJhbGciOiJFUzI1NiJ9.e30.AAAA"))
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		// A key that the corpus' messages were not made with: nothing may open.
+		other := soft("another key")
+		if _, err := DecryptJWE(t.Context(), other, msg); err == nil {
+			t.Error("JWE opened")
+		}
+		if _, err := DecryptCOSE(t.Context(), other, msg); err == nil {
+			t.Error("COSE opened")
+		}
+		pub := pubKey()
+		if _, err := VerifyJWS(pub, msg); err == nil {
+			t.Error("JWS verified")
+		}
+		if _, err := VerifyCOSE(pub, msg); err == nil {
+			t.Error("COSE verified")
+		}
+	})
+}
