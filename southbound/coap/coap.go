@@ -1,10 +1,10 @@
-// Package coap is the listener for CoAP devices (RFC 7252), over DTLS 1.2 or, on loopback, in the clear.
+// Package coap is the listener for CoAP devices (RFC 7252), over DTLS 1.2, over TLS (RFC 8323) or, on loopback, in the clear.
 //
 // A report is a POST or PUT (or PATCH, iPATCH) on a resource; it is answered 2.04 only after the uplink has said yes. A command
 // goes to the device as a notification where the device observes the resource, else as a confirmable request.
 //
 // Promises: who a device is comes from its credential. Nothing is kept for an address that has not answered a cookie, everything else is
-// bounded, and there is no goroutine per device. A confirmable request is carried out once, however often it arrives within
+// bounded, and over UDP there is no goroutine per device. A confirmable request is carried out once, however often it arrives within
 // EXCHANGE_LIFETIME, as far as the last 128 of a device go. With a connection id everything about a device follows it to a new address;
 // what it is sent there stays within three times of what has come from there until it has proved that it hears.
 //
@@ -35,16 +35,18 @@ const tick = 100 * time.Millisecond
 const handshakers = 16
 
 type listener struct {
-	env      southbound.Env
-	cfg      *Config
-	dtls     *dtls.Config // nil: security "none"
-	epoch    time.Time    // what exchanges count their seconds from
-	count    counters
-	turns    sync.Pool  // of *turn
-	pendings sync.Pool  // of *pending
-	jobs     chan *half // handshakes with something to do
-	wake     chan struct{}
-	syncs    chan struct{} // sequence numbers wait to be reserved
+	env           southbound.Env
+	cfg           *Config
+	dtls          *dtls.Config   // nil: security "none", or TCP
+	clientCAs     *x509.CertPool // nil: devices do not show certificates
+	clientCANames [][]byte
+	epoch         time.Time // what exchanges count their seconds from
+	count         counters
+	turns         sync.Pool  // of *turn
+	pendings      sync.Pool  // of *pending
+	jobs          chan *half // handshakes with something to do
+	wake          chan struct{}
+	syncs         chan struct{} // sequence numbers wait to be reserved
 
 	doneMu sync.Mutex
 	done   []*pending // guarded by doneMu: outcomes of the uplink
@@ -81,7 +83,13 @@ func open(env southbound.Env, cfg *Config) (*listener, error) {
 	}
 	l.turns.New = func() any { return &turn{l: l} }
 	l.pendings.New = l.newPending
-	if cfg.uses("none") {
+	if cfg.uses("x509") {
+		var err error
+		if l.clientCAs, l.clientCANames, err = readCA(string(cfg.DeviceCA)); err != nil {
+			return nil, fmt.Errorf("device_ca: %w", err)
+		}
+	}
+	if cfg.uses("none") || cfg.Transport == "tcp" {
 		return l, nil
 	}
 	suites, err := cfg.suites()
@@ -90,12 +98,7 @@ func open(env southbound.Env, cfg *Config) (*listener, error) {
 	}
 	l.dtls = &dtls.Config{
 		Suites: suites, ConnectionID: cfg.ConnectionID, MTU: 1200, Now: env.Now,
-		PSK: l.psk, Peer: l.peer, Certificate: l.certificate,
-	}
-	if cfg.uses("x509") {
-		if l.dtls.ClientCAs, l.dtls.ClientCANames, err = readCA(string(cfg.DeviceCA)); err != nil {
-			return nil, fmt.Errorf("device_ca: %w", err)
-		}
+		PSK: l.psk, Peer: l.peer, Certificate: l.certificate, ClientCAs: l.clientCAs, ClientCANames: l.clientCANames,
 	}
 	return l, nil
 }
@@ -119,6 +122,9 @@ func (l *listener) certificate(ctx context.Context) (*tls.Certificate, error) {
 
 // Serve implements southbound.Listener.
 func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
+	if l.cfg.Transport == "tcp" {
+		return l.serveStreams(ctx, up)
+	}
 	conn, err := l.bind(ctx)
 	if err != nil {
 		return err

@@ -79,7 +79,12 @@ func (d *goCoAP) Report(ctx context.Context, resource, mediaType string, payload
 }
 
 func (d *goCoAP) Expose(_ context.Context, resource string, answer func([]byte) []byte) error {
-	return d.router.Handle(resource, mux.HandlerFunc(func(w mux.ResponseWriter, r *mux.Message) {
+	return d.router.Handle(resource, answering(answer))
+}
+
+// answering answers commands.
+func answering(answer func([]byte) []byte) mux.Handler {
+	return mux.HandlerFunc(func(w mux.ResponseWriter, r *mux.Message) {
 		body, err := r.ReadBody()
 		if err != nil {
 			return
@@ -89,7 +94,7 @@ func (d *goCoAP) Expose(_ context.Context, resource string, answer func([]byte) 
 			reply = bytes.NewReader(b)
 		}
 		w.SetResponse(codes.Changed, message.TextPlain, reply)
-	}))
+	})
 }
 
 func (d *goCoAP) Close() error {

@@ -169,6 +169,11 @@ func (t *turn) next(s *session) {
 			continue
 		}
 		t.l.count.commands.Add(1)
+		if c.seen != nil && s.stream != nil { // nothing more will be heard of it
+			k.commands = k.commands[1:]
+			c.end(msg.Reply{Status: msg.Done}, nil)
+			continue
+		}
 		c.sent = &transmission{s: s, mid: uint16(m.MessageID), data: bytes.Clone(data), cmd: c}
 		t.track(c.sent)
 	}
@@ -309,6 +314,9 @@ func (t *turn) track(x *transmission) {
 	timeout := time.Duration(t.l.cfg.AckTimeout)
 	x.wait = timeout + rand.N(timeout/2+1) // ACK_RANDOM_FACTOR 1.5
 	x.due = t.now.Add(x.wait)
+	if x.s.stream != nil { // what is reliable is not repeated, but waited for
+		x.acked, x.due = true, t.now.Add(exchangeLifetime*time.Second)
+	}
 	heap.Push(&t.l.timers, x)
 }
 

@@ -18,6 +18,7 @@ import (
 // Config is [listener.NAME] of type "coap".
 type Config struct {
 	Listen       string      `toml:"listen"`
+	Transport    string      `toml:"transport"`     // "udp", or "tcp" (RFC 8323): TLS with certificates, or in the clear
 	Security     []string    `toml:"security"`      // "psk", "x509"; or "none", on loopback only
 	Key          string      `toml:"key"`           // of the server certificate, for "x509"
 	DeviceCA     config.Path `toml:"device_ca"`     // PEM, for "x509"
@@ -42,7 +43,7 @@ func Kind() southbound.Kind {
 		Type: "coap",
 		Config: func() any {
 			return &Config{
-				Listen: ":5684", Security: []string{"psk", "x509"}, ConnectionID: true,
+				Listen: ":5684", Transport: "udp", Security: []string{"psk", "x509"}, ConnectionID: true,
 				MaxPayload: 64 << 10, LastValues: 16 << 20, MaxDevices: 100_000, MaxHandshakes: 1000,
 				HandshakeTimeout: config.Duration(60 * time.Second), IdleTimeout: config.Duration(30 * 24 * time.Hour),
 				AckTimeout: config.Duration(2 * time.Second), MaxRetransmit: 4,
@@ -61,6 +62,9 @@ func Kind() southbound.Kind {
 // Check implements config.Checker.
 func (c *Config) Check(s *config.Scope) {
 	s.Address("listen", c.Listen)
+	if c.Transport == "tcp" && !s.Given("security") {
+		s.Errorf("transport", `transport "tcp" needs security = ["x509"] or ["none"]`)
+	}
 	if len(c.Security) == 0 {
 		s.Errorf("security", "security: there is none").Hint = `for example security = ["psk", "x509"]`
 	}
@@ -72,6 +76,9 @@ func (c *Config) Check(s *config.Scope) {
 		if slices.Contains(c.Security[:i], v) {
 			s.Errorf(key, "security: %q is there twice", v)
 		}
+		if v == "psk" && c.Transport == "tcp" {
+			s.Errorf(key, `security "psk" is only spoken over udp`).Hint = `for tcp, security = ["x509"]`
+		}
 		if v == "none" {
 			s.Loopback(key, c.Listen, `security "none"`)
 			if len(c.Security) > 1 {
@@ -79,6 +86,7 @@ func (c *Config) Check(s *config.Scope) {
 			}
 		}
 	}
+	s.OneOf("transport", c.Transport, "udp", "tcp")
 	if c.uses("x509") {
 		if c.Key == "" {
 			s.Errorf("key", `security "x509" needs a key`).Hint = `for example key = "identity" for [key.identity]`

@@ -1,6 +1,7 @@
 package coap
 
 import (
+	"crypto/tls"
 	"errors"
 	"slices"
 	"strings"
@@ -125,6 +126,12 @@ func (l *listener) describe(s *session) southbound.DeviceInfo {
 		}
 		d.Protocol = strings.Join(words, " ")
 	}
+	if s.stream != nil {
+		d.Protocol = "CoAP over TCP"
+		if v := s.stream.state.Version; v != 0 {
+			d.Protocol = "CoAP over " + tls.VersionName(v) + " " + tls.CipherSuiteName(s.stream.state.CipherSuite)
+		}
+	}
 	if s.talk != nil {
 		d.Queued = len(s.talk.commands)
 	}
@@ -151,7 +158,7 @@ func (l *listener) Disconnect(device string) int {
 // PolicyChanged implements southbound.PolicyChanged: sessions learn who their device is now; those of devices that are gone end.
 func (l *listener) PolicyChanged() {
 	refresher, ok := l.env.Auth.(auth.Refresher)
-	if !ok || l.dtls == nil {
+	if !ok || l.cfg.uses("none") {
 		return
 	}
 	l.mu.Lock()

@@ -154,7 +154,7 @@ func (t *turn) report(s *session, p *packet, path []byte) {
 		return
 	}
 	id := s.id
-	if s.conn == nil {
+	if s.anyone() {
 		if name, ok := p.query("device"); ok {
 			if !deviceName(name) {
 				t.say(s, p, codes.BadRequest, []byte("device"))
@@ -185,13 +185,15 @@ func (t *turn) report(s *session, p *packet, path []byte) {
 	if bits, ok := p.number(message.NoResponse); ok {
 		pend.suppress = uint8(bits)
 	}
-	e := exchange{at: t.l.seconds(t.now), mid: p.mid, state: non}
-	if pend.con {
-		e.state = submitted
-		pend.due = t.now.Add(ackDelay)
-		t.l.waiting.push(pend)
+	if s.stream == nil {
+		e := exchange{at: t.l.seconds(t.now), mid: p.mid, state: non}
+		if pend.con {
+			e.state = submitted
+			pend.due = t.now.Add(ackDelay)
+			t.l.waiting.push(pend)
+		}
+		s.note(e)
 	}
-	s.note(e)
 	s.waiting++
 	t.subs = append(t.subs, submission{m: m, p: pend})
 }
@@ -235,7 +237,7 @@ func (t *turn) forgetValue(s *session, p *packet, path []byte) {
 
 // deviceOf gives the device that a request is of. Without DTLS the request names it.
 func (t *turn) deviceOf(s *session, p *packet) string {
-	if s.conn == nil {
+	if s.anyone() {
 		if name, ok := p.query("device"); ok && deviceName(name) {
 			return name
 		}

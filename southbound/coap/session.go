@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/southbound/coap/dtls"
@@ -29,6 +30,7 @@ const unlimited = math.MaxInt32
 // session is one endpoint: a DTLS association or, without DTLS, an address. It is guarded by the listener's lock.
 type session struct {
 	conn    *dtls.Conn // nil without DTLS
+	stream  *stream    // nil over UDP
 	addr    netip.AddrPort
 	id      *auth.Identity
 	since   time.Time
@@ -128,7 +130,7 @@ func (l *listener) add(t *turn, s *session) {
 		l.byAddr[s.addr] = s
 	}
 	l.count.sessions.Add(1)
-	if s.conn == nil {
+	if s.anyone() {
 		l.byDevice[s.id.Device] = append(l.byDevice[s.id.Device], s)
 		return
 	}
@@ -146,6 +148,9 @@ func (l *listener) add(t *turn, s *session) {
 	t.next(s)
 }
 
+// anyone tells that the session has shown no credential.
+func (s *session) anyone() bool { return s.id.Method == "none" }
+
 // maxPerDevice is how many associations one device may have.
 const maxPerDevice = 4
 
@@ -162,6 +167,9 @@ func (l *listener) remove(s *session) {
 		return
 	}
 	s.dead = true
+	if s.stream != nil {
+		s.stream.wake()
+	}
 	for len(s.parts) > 0 {
 		l.discard(s, 0)
 	}
@@ -219,7 +227,7 @@ func (l *listener) evict() {
 func (l *listener) sweep(t *turn) {
 	l.limits.sweep(t.now)
 	idle := time.Duration(l.cfg.IdleTimeout)
-	if l.dtls == nil {
+	if l.dtls == nil && l.cfg.Transport == "udp" {
 		idle = min(idle, exchangeLifetime*time.Second)
 	}
 	for _, list := range l.byDevice {
@@ -269,6 +277,10 @@ func (t *turn) send(s *session, m []byte) {
 	if s.dead {
 		return
 	}
+	if s.stream != nil {
+		t.queue(s, m)
+		return
+	}
 	b := t.slot()
 	if s.conn == nil {
 		b = append(b, m...)
@@ -305,6 +317,9 @@ func (t *turn) sendMessage(s *session, m *message.Message) []byte {
 
 // bye ends a session and tells the device.
 func (t *turn) bye(s *session) {
+	if s.stream != nil && !s.dead {
+		t.signal(s, codes.Release, nil)
+	}
 	if s.conn != nil && !s.dead {
 		if b, err := s.conn.SealAlert(t.slot(), dtls.CloseNotify); err == nil {
 			t.put(b, s.addr)
