@@ -1,6 +1,26 @@
 // Package auth says who a device is and what it may do, and (northbound) obtains the tokens with which clouds are reached.
 //
-// Who a device is comes from its credential, never from what it says. What no rule allows is refused.
+// Southbound, a [Realm] holds the devices, groups and rules of one file. What always holds:
+//   - Who a device is comes from its credential, never from what it says. What no rule allows is refused.
+//   - A name that a [device] bears is that device's alone: no pattern of a group, and no client id, makes another one of it.
+//   - Secrets are read where they rest for each handshake and log-in, compared in constant time and wiped. An unknown identity costs
+//     the same work as a known one. What proves nobody and what is wrong are one error, [ErrUnknown]; another error says that somebody
+//     could not be asked.
+//   - A revoked certificate proves nobody, whether the list was there at the start or came later; a list that cannot be read leaves the
+//     one before in force.
+//   - Wrong passwords make who gives them wait, by user and network; what they cost us in memory and processors is bounded.
+//   - A reload is taken over whole. It does not wait for anybody outside.
+//
+// Northbound, [Tokens] holds one [Source] for each [token.NAME]. What always holds:
+//   - Assertions and proofs are signed in the chip, and refresh tokens rest sealed by it. A token that was rotated is on disk before it is
+//     used, or a problem says that it is not.
+//   - There is one request to an issuer at a time, however many wait for it, and pauses grow while it fails. A token serves until it
+//     ends, whatever becomes of its issuer.
+//   - A clock that differs from the issuer's is reckoned with.
+//   - No token, password, key or answer of an issuer that may hold one is part of an error or a log line.
+//
+// It does not renew what a cloud holds against a session: connectors ask for the token when they need it. It keeps no list of
+// sessions: listeners ask [Refresher] when the rules have changed.
 package auth
 
 import (

@@ -133,8 +133,11 @@ func (g group) takes(n certName) bool {
 // refreshCertificate maps what is kept of a session's certificate anew.
 func (r *Realm) refreshCertificate(t *tables, id Identity) (Identity, error) {
 	sum, err := config.ParseFingerprint(id.Credential)
-	if err != nil || id.proof == nil {
+	if err != nil {
 		return Identity{}, ErrUnknown
+	}
+	if id.proof == nil {
+		return t.restored(sum, id)
 	}
 	if list := t.crls[id.proof.listener]; list != nil {
 		if err := list.check(id.proof.links); err != nil {
@@ -146,4 +149,31 @@ func (r *Realm) refreshCertificate(t *tables, id Identity) (Identity, error) {
 		return Identity{}, ErrUnknown
 	}
 	return fresh, err
+}
+
+// restored takes an identity whose listener kept its exported fields alone, through a restart. The certificate's names are not known any
+// more, so the device must still be there, or a group that takes its name; and where there are revocation lists, the device has to
+// show its certificate anew.
+func (t *tables) restored(sum [32]byte, id Identity) (Identity, error) {
+	d := t.devices[id.Device]
+	names := []certName{{text: id.Device}, {text: id.Device, cn: true}}
+	fresh := Identity{Device: id.Device, Method: id.Method, Credential: id.Credential, Expires: id.Expires, Sleepy: d != nil && d.cfg.Sleepy}
+	var kept []string
+	for _, g := range t.groups {
+		if slices.Contains(id.Groups, g.name) || slices.ContainsFunc(names, g.takes) {
+			kept = append(kept, g.name)
+		}
+	}
+	fresh.Groups = merged(d, kept)
+	switch pinned := t.fingerprints[sum]; {
+	case len(t.crls) > 0:
+		return Identity{}, ErrUnknown
+	case d == nil && !slices.ContainsFunc(t.groups, func(g group) bool { return slices.ContainsFunc(names, g.takes) }):
+		return Identity{}, ErrUnknown
+	case pinned != nil && pinned != d:
+		return Identity{}, ErrUnknown
+	case d != nil && pinned == nil && strings.HasPrefix(d.cfg.Cert, "sha256:"):
+		return Identity{}, ErrUnknown
+	}
+	return fresh, nil
 }

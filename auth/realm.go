@@ -320,7 +320,7 @@ func (r *Realm) Refresh(ctx context.Context, id Identity) (Identity, error) {
 	case "x509":
 		return r.refreshCertificate(t, id)
 	case "jwt":
-		if id.proof == nil || t.issuers[id.proof.issuer] == nil {
+		if id.proof == nil || t.issuers[id.proof.issuer] == nil { // a token is short-lived: it is shown anew after a restart
 			return Identity{}, ErrUnknown
 		}
 		fresh.Groups = merged(d, id.proof.groups)
