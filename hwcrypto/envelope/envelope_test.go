@@ -3,9 +3,12 @@ package envelope
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"testing"
@@ -221,4 +224,25 @@ func FuzzOpen(f *testing.F) {
 			t.Error("COSE verified")
 		}
 	})
+}
+
+// TestRFC9052Signature is the example of RFC 9052 appendix C.2.1, made by the key "11" of appendix C.7.1.
+func TestRFC9052Signature(t *testing.T) {
+	unhex := func(s string) []byte {
+		b, err := hex.DecodeString(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	pub, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), unhex("04bac5b11cad8f99f9c72b05cf4b9e26d244dc189f745228255a219a86d6a09eff"+
+		"20138bf82dc1b6d562be0fa54ab7804a3a64b6d72ccfed6b6fb6ed28bbfc117e"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := VerifyCOSE(pub, unhex("d28443a10126a10442313154546869732069732074686520636f6e74656e742e58408eb33e4ca31d1c465ab05aac34cc6b23d58fef5c083106c4d25a91aef0b0117e"+
+		"2af9a291aa32e14ab834dc56ed2a223444547e01f11d3b0916e5a4c345cacb36"))
+	if err != nil || string(got) != "This is the content." {
+		t.Errorf("%q, %v", got, err)
+	}
 }
