@@ -83,7 +83,7 @@ type Tally struct {
 	Accepted  uint64 `json:"accepted"`
 	Delivered uint64 `json:"delivered"`
 	Expired   uint64 `json:"expired"` // by ttl, max_age or drop-oldest
-	Dead      uint64 `json:"dead"`
+	Dead      uint64 `json:"dead"`    // also what media damage has taken, see Stats.Lost
 	Pending   uint64 `json:"pending"`
 }
 
@@ -91,15 +91,15 @@ type Tally struct {
 type Stats struct {
 	Bytes        int64            `json:"bytes"` // on disk
 	MaxBytes     int64            `json:"max_bytes"`
-	Records      uint64           `json:"records"` // pending for anybody
+	Records      uint64           `json:"records"` // pending; one that two connectors need counts twice
 	Oldest       time.Time        `json:"oldest"`  // of the oldest pending record; zero where none
 	Full         bool             `json:"full"`
 	Lost         uint64           `json:"lost"`    // records that media damage has taken, as far as they can be counted
 	Dropped      uint64           `json:"dropped"` // by drop-oldest
 	Commits      uint64           `json:"commits"`
-	Written      int64            `json:"written_bytes"` // octets written to disk since start
-	SyncNanos    []uint64         `json:"sync_histogram"`
-	PendingBytes map[string]int64 `json:"pending_bytes"` // by connector
+	Written      int64            `json:"written_bytes"`  // octets written to disk since start
+	SyncNanos    []uint64         `json:"sync_histogram"` // commits by duration: [i] of less than 1<<i ns and not less than half of that
+	PendingBytes map[string]int64 `json:"pending_bytes"`  // by connector
 }
 
 // ErrFull: there is no room, on the disk, in max_size or in a connector's share. The record was not taken.
