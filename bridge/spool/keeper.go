@@ -32,15 +32,16 @@ func (s *Spool) keep() {
 		s.begun++
 		n, logs, closed := s.begun, s.logs, s.closed
 		s.mu.Unlock()
+		tight := false
 		if !closed {
 			for _, l := range logs {
-				if l != nil {
-					l.tend()
+				if l != nil && l.tend() {
+					tight = true
 				}
 			}
 		}
 		s.mu.Lock()
-		s.ended = n
+		s.ended, s.tight = n, tight
 		s.rounds.Broadcast()
 		s.mu.Unlock()
 		if closed {
@@ -59,8 +60,8 @@ func (s *Spool) keep() {
 	}
 }
 
-// tend sees to the files of a class.
-func (l *log) tend() {
+// tend sees to the files of a class, and says whether max_size keeps it from having what it needs.
+func (l *log) tend() (tight bool) {
 	s := l.s
 	s.mu.Lock()
 	d := l.dir
@@ -71,7 +72,7 @@ func (l *log) tend() {
 			s.mu.Lock()
 			l.cause = err
 			s.mu.Unlock()
-			return
+			return false
 		}
 		s.mu.Lock()
 		l.dir = d
@@ -82,6 +83,7 @@ func (l *log) tend() {
 	for len(l.free) < spares {
 		if err := l.room(); err != nil {
 			l.cause = err
+			tight = true
 			break
 		}
 		l.names++
@@ -115,6 +117,7 @@ func (l *log) tend() {
 	} else {
 		l.relieve(short)
 	}
+	return tight
 }
 
 // survey finds out for whom the newest segments are of which that is not known, since they were there when the spool was opened.
@@ -180,9 +183,13 @@ func (sc *scanner) connectors(last uint64) (names map[string]struct{}, ok bool) 
 func (l *log) clean(d dir) {
 	s := l.s
 	s.mu.Lock()
-	if n := len(l.free); n > hoard {
-		l.trash = append(l.trash, l.free[hoard:]...)
-		l.free = l.free[:hoard:hoard]
+	keep := hoard
+	if s.tight {
+		keep = spares
+	}
+	if n := len(l.free); n > keep {
+		l.trash = append(l.trash, l.free[keep:]...)
+		l.free = l.free[:keep:keep]
 	}
 	trash := l.trash
 	l.trash = nil

@@ -120,6 +120,7 @@ func (l *log) release(changes uint64) {
 		return true
 	})
 	if len(l.free)+len(l.trash) > free {
+		l.refuse = time.Time{}
 		old := func(s span) bool { return s.last < l.segs[0].base }
 		l.holes = slices.DeleteFunc(l.holes, old)
 		l.gone = slices.DeleteFunc(l.gone, old)

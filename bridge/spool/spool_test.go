@@ -2,10 +2,13 @@ package spool
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/drawbridge/drawbridge/internal/msg"
@@ -208,4 +211,117 @@ func TestManySegmentsManyProducers(t *testing.T) {
 			t.Errorf("%+v", n)
 		}
 	}
+}
+
+// What is pending is on disk, not in memory.
+func TestBacklogTakesNoMemory(t *testing.T) {
+	s, err := Open(t.TempDir(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	c := s.Consumer("a")
+	mustPut(t, s, Normal, numbered(0, 200, "a"))
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	const all = 100_000
+	var wg sync.WaitGroup
+	r := numbered(0, 200, "a")
+	r.Time = time.Now()
+	for n := 1; n < all; n++ {
+		if n%5000 == 0 {
+			wg.Wait()
+		}
+		wg.Add(1)
+		binary.BigEndian.PutUint64(r.Data, uint64(n))
+		s.Append(Normal, &r, func(_ Pos, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			wg.Done()
+		})
+	}
+	wg.Wait()
+	if got := heap() - before; got > 4<<20 {
+		t.Errorf("%d octets for %d pending records", got, all)
+	}
+	for n := 0; n < all; {
+		if st := s.Stats(); n == 0 && (st.Records != all || !st.Oldest.Before(time.Now())) {
+			t.Errorf("%+v", st)
+		}
+		list, err := c.Read(t.Context(), 1000, 256<<10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range list {
+			if number(e) != n {
+				t.Fatalf("%d, want %d", number(e), n)
+			}
+			n++
+			c.Settle(e.Pos, Delivered)
+		}
+		if n > all/2 && n < all/2+2000 {
+			if got := heap() - before; got > 8<<20 {
+				t.Errorf("%d octets while reading", got)
+			}
+		}
+	}
+}
+
+// A commit never outgrows a segment, however small that is and however much comes at once.
+func TestCommitsFitSegments(t *testing.T) {
+	s := openMem(t, newMemDisk(), Options{Segment: 64 << 10})
+	defer s.Close()
+	const all = 2000
+	var wg sync.WaitGroup
+	for n := range all {
+		r := numbered(n, 8+n*37%9000, "a")
+		if n%100 == 0 {
+			r.Data = append(r.Data, make([]byte, 20000)...)
+		}
+		r.Time = time.Now()
+		wg.Add(1)
+		s.Append(Normal, &r, func(_ Pos, err error) {
+			if err != nil && !errors.Is(err, ErrFull) {
+				t.Errorf("%d: %v", n, err)
+			}
+			wg.Done()
+		})
+		if n%50 == 0 {
+			wg.Wait()
+		}
+	}
+	wg.Wait()
+	got := drain(t, s, "a")
+	if n := s.Ledger()[0]; n.Accepted != all || len(got) != all {
+		t.Errorf("%d read, %+v", len(got), n)
+	}
+}
+
+func TestLingerGathersCompany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openMem(t, newMemDisk(), Options{Linger: 20 * time.Millisecond})
+		defer s.Close()
+		mustPut(t, s, Normal, numbered(0, 10, "a"))
+		before, start := s.Stats().Commits, time.Now()
+		var wg sync.WaitGroup
+		for n := range 10 {
+			wg.Add(1)
+			r := numbered(n, 10, "a")
+			s.Append(Normal, &r, func(Pos, error) { wg.Done() })
+			time.Sleep(time.Millisecond)
+		}
+		wg.Wait()
+		if n := s.Stats().Commits - before; n != 1 {
+			t.Errorf("%d commits", n)
+		}
+		if took := time.Since(start); took != 20*time.Millisecond {
+			t.Errorf("took %v", took)
+		}
+	})
 }

@@ -13,11 +13,12 @@ import (
 
 // Spool is an open queue. Its methods may be called from any goroutine.
 type Spool struct {
-	o       Options
-	disk    disk
-	done    chan struct{} // closed when Close begins
-	kicks   chan struct{} // for the keeper
-	buffers buffers
+	o        Options
+	disk     disk
+	done     chan struct{} // closed when Close begins
+	kicks    chan struct{} // for the keeper
+	buffers  buffers
+	maxBatch int // octets of one commit, beyond which it takes no more
 
 	committers sync.WaitGroup
 	keeper     sync.WaitGroup
@@ -33,6 +34,7 @@ type Spool struct {
 	written      int64
 	syncs        histogram
 	used         int64  // octets of all files
+	tight        bool   // a class needs more than max_size leaves it
 	begun, ended uint64 // rounds of the keeper
 	rounds       *sync.Cond
 }
@@ -72,6 +74,7 @@ func open(d disk, o Options) (*Spool, error) {
 		done: make(chan struct{}), kicks: make(chan struct{}, 1),
 		buffers: make(buffers, 4), consumers: map[string]*Consumer{},
 	}
+	s.maxBatch = min(maxBatch, int(s.o.Segment/4))
 	s.rounds = sync.NewCond(&s.mu)
 	for c := range classes {
 		dir, err := d.Dir(c.String(), false)
@@ -144,7 +147,8 @@ func (s *Spool) aligned(n int64) int64 {
 	return (n + a - 1) / a * a
 }
 
-// maxRecord is what a record may take. What a segment has besides is for its header and the checkpoint.
+// maxRecord is what a record may take. With what a batch may have before it comes, that leaves a quarter of a segment
+// for the header and the checkpoint.
 func (s *Spool) maxRecord() int64 { return s.o.Segment / 2 }
 
 // window is how many records one connector may have in flight in one class: as many as a checkpoint can tell apart.
@@ -222,7 +226,12 @@ func (s *Spool) Consumers() []string {
 
 // Forget settles everything that is pending for a connector that is gone as Expired.
 func (s *Spool) Forget(name string) {
-	c := s.Consumer(name)
+	s.mu.Lock()
+	c, ok := s.consumers[name]
+	s.mu.Unlock()
+	if !ok {
+		return
+	}
 	c.reading.Lock()
 	defer c.reading.Unlock()
 	s.mu.Lock()
