@@ -151,3 +151,15 @@ func NewSoftwareCertificate(t testing.TB, ca *CA, name string) tls.Certificate {
 	block, _ := pem.Decode(ca.Issue(t, k.Public(), name, 12*time.Hour))
 	return tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: k}
 }
+
+// NewSoftwareFiles is NewSoftwareCertificate for a program that reads files: the paths of the certificate and of its key.
+func NewSoftwareFiles(t testing.TB, ca *CA, name, dir string) (cert, key string) {
+	t.Helper()
+	c := NewSoftwareCertificate(t, ca, name)
+	cert, key = filepath.Join(dir, name+".peer.crt"), filepath.Join(dir, name+".peer.key")
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	check(t, err)
+	write(t, cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate[0]}), 0o600)
+	write(t, key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return cert, key
+}
