@@ -136,7 +136,7 @@ topic = "dt"
 	}
 	want := []string{
 		`18:9 topic: {y} is captured nowhere`,
-		`19:13 transform: step "nope": unknown; there are base64, base64-decode, cbor-json, json-cbor, json-text, senml-json, text-json and jq:EXPRESSION`,
+		`19:13 transform: step "nope": unknown; there are base64, base64-decode, cbor-json, json-cbor, json-text, lwm2m-json, senml-json, text-json and jq:EXPRESSION`,
 		`29:12 uplinks "c" and "b" (line 21) compete: both match /s/x`,
 	}
 	if !reflect.DeepEqual(got, want) {

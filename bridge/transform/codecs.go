@@ -14,6 +14,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"github.com/drawbridge/drawbridge/internal/lwm2m"
 	"github.com/drawbridge/drawbridge/internal/senml"
 )
 
@@ -28,27 +29,58 @@ const (
 const maxDepth = 32 // of nested arrays and maps
 
 func senmlJSON(in Input) (string, []byte, error) {
+	pack, err := readSenML(mediaType(in.Type), in)
+	return resolve(pack, err, in)
+}
+
+func readSenML(typ string, in Input) (senml.Pack, error) {
+	if strings.HasSuffix(typ, "cbor") || !strings.HasSuffix(typ, "json") && startsWith(in.Data, cborArray) {
+		return senml.ParseCBOR(in.Data)
+	}
+	return senml.ParseJSON(in.Data)
+}
+
+func lwm2mJSON(in Input) (string, []byte, error) {
 	var pack senml.Pack
 	var err error
-	switch t := mediaType(in.Type); {
-	case strings.HasSuffix(t, "cbor"):
-		pack, err = senml.ParseCBOR(in.Data)
-	case strings.HasSuffix(t, "json"):
-		pack, err = senml.ParseJSON(in.Data)
-	case len(in.Data) > 0 && in.Data[0]>>5 == 4: // a CBOR array (RFC 8949 section 3.1); JSON text cannot begin so
-		pack, err = senml.ParseCBOR(in.Data)
+	switch typ := mediaType(in.Type); typ {
+	case "application/vnd.oma.lwm2m+tlv":
+		pack, err = lwm2m.ParseTLV(in.Resource, in.Data)
+	case "application/vnd.oma.lwm2m+json":
+		pack, err = lwm2m.ParseJSON(in.Resource, in.Data)
+	case "application/vnd.oma.lwm2m+cbor":
+		pack, err = lwm2m.ParseCBOR(in.Data)
 	default:
-		pack, err = senml.ParseJSON(in.Data)
+		switch {
+		case startsWith(in.Data, cborMap):
+			pack, err = lwm2m.ParseCBOR(in.Data)
+		case bytes.HasPrefix(bytes.TrimLeft(in.Data, " \t\r\n"), []byte("{")):
+			pack, err = lwm2m.ParseJSON(in.Resource, in.Data)
+		default:
+			pack, err = readSenML(typ, in)
+		}
 	}
-	if err != nil {
-		return "", nil, err
-	}
-	resolved, err := pack.Resolve(in.Time)
-	if err != nil {
-		return "", nil, err
-	}
-	return typeJSON, resolved.JSON(), nil
+	return resolve(pack, err, in)
 }
+
+// resolve gives the resolved records of a pack, or err.
+func resolve(pack senml.Pack, err error, in Input) (string, []byte, error) {
+	if err == nil {
+		pack, err = pack.Resolve(in.Time)
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	return typeJSON, pack.JSON(), nil
+}
+
+// The major types of CBOR (RFC 8949 section 3.1) that tell it from JSON text, which cannot begin with them.
+const (
+	cborArray = 4
+	cborMap   = 5
+)
+
+func startsWith(data []byte, major byte) bool { return len(data) > 0 && data[0]>>5 == major }
 
 var cborReader = must(cbor.DecOptions{
 	DupMapKey:        cbor.DupMapKeyEnforcedAPF,
@@ -57,7 +89,7 @@ var cborReader = must(cbor.DecOptions{
 	MaxMapPairs:      1 << 17,
 	IntDec:           cbor.IntDecConvertNone,
 	BigIntDec:        cbor.BigIntDecodePointer,
-	TimeTag:          cbor.DecTagIgnored,
+	TimeTagToAny:     cbor.TimeTagToRFC3339Nano,
 }.DecMode())
 
 var cborWriter = must(cbor.CoreDetEncOptions().EncMode())

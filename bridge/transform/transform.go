@@ -8,7 +8,8 @@
 // A pipeline is written as steps separated by '|':
 //
 //	senml-json     SenML (RFC 8428) in JSON or CBOR → resolved records in JSON
-//	cbor-json      CBOR (RFC 8949) → JSON, by the advice of its section 6.1
+//	lwm2m-json     the formats of OMA LwM2M (TLV, JSON, CBOR, SenML) → resolved records in JSON, named by their paths
+//	cbor-json      CBOR (RFC 8949) → JSON, by the advice of its section 6.1; times become RFC 3339 text
 //	json-cbor      JSON → CBOR, deterministically encoded (section 4.2.1)
 //	text-json      text → a JSON number, true, false or null where it reads as one, else a JSON string
 //	json-text      a JSON string → its text; any other JSON → compact JSON as text
@@ -57,6 +58,7 @@ type step struct {
 
 var codecs = map[string]func(Input) (string, []byte, error){
 	"senml-json":    senmlJSON,
+	"lwm2m-json":    lwm2mJSON,
 	"cbor-json":     cborJSON,
 	"json-cbor":     jsonCBOR,
 	"text-json":     textJSON,

@@ -34,36 +34,42 @@ func unhex(s string) string {
 
 func TestPipelines(t *testing.T) {
 	for name, c := range map[string]struct{ pipeline, typ, in, wantType, want string }{
-		"nothing":                      {"", "x/y", "abc", "x/y", "abc"},
-		"senml json by its type":       {"senml-json", "application/senml+json", `[{"n":"a","v":1}]`, typeJSON, `[{"n":"a","v":1,"t":1700000000.5}]`},
-		"senml json with a parameter":  {"senml-json", "application/senml+json; charset=utf-8", `[{"n":"a","v":1}]`, typeJSON, `[{"n":"a","v":1,"t":1700000000.5}]`},
-		"senml cbor by its type":       {"senml-json", "application/senml+cbor", unhex("81 a2 00 6161 02 01"), typeJSON, `[{"n":"a","v":1,"t":1700000000.5}]`},
-		"senml cbor by its first byte": {"senml-json", "", unhex("81 a2 00 6161 02 01"), typeJSON, `[{"n":"a","v":1,"t":1700000000.5}]`},
-		"cbor map":                     {"cbor-json", "", unhex("a2 6162 f97c00 6161 83 01 20 f5"), typeJSON, `{"a":[1,-1,true],"b":null}`},
-		"cbor integer keys":            {"cbor-json", "", unhex("a2 01 6161 20 f6"), typeJSON, `{"-1":null,"1":"a"}`},
-		"cbor octets":                  {"cbor-json", "", unhex("42 fbff"), typeJSON, `"-_8"`},
-		"cbor octets as hex":           {"cbor-json", "", unhex("d7 42 fbff"), typeJSON, `"FBFF"`},
-		"cbor bignum":                  {"cbor-json", "", unhex("c2 49 010000000000000000"), typeJSON, `18446744073709551616`},
-		"cbor big unsigned":            {"cbor-json", "", unhex("1b ffffffffffffffff"), typeJSON, `18446744073709551615`},
-		"cbor half float":              {"cbor-json", "", unhex("f93e00"), typeJSON, `1.5`},
-		"cbor text is not escaped":     {"cbor-json", "", unhex("63 3c2626"), typeJSON, `"<&&"`},
-		"json to cbor":                 {"json-cbor", "", ` {"b":1.5,"a":[1,-1,true,null]} `, typeCBOR, unhex("a2 6161 84 01 20 f5 f6 6162 f93e00")},
-		"text number":                  {"text-json", "text/plain", "21.5", typeJSON, "21.5"},
-		"text number with newline":     {"text-json", "text/plain", " 21.5\n", typeJSON, "21.5"},
-		"text":                         {"text-json", "text/plain", "on \"off\"", typeJSON, `"on \"off\""`},
-		"text that is no number":       {"text-json", "text/plain", "007", typeJSON, `"007"`},
-		"text that looks like json":    {"text-json", "text/plain", `{"a":1}`, typeJSON, `"{\"a\":1}"`},
-		"no text":                      {"text-json", "text/plain", "", typeJSON, `""`},
-		"json string to text":          {"json-text", "", `"a\u00e9"`, typeText, "aé"},
-		"json to text":                 {"json-text", "", `{ "a": 1.50 }`, typeText, `{"a":1.50}`},
-		"base64":                       {"base64", "", "\xfb\xff", typeText, "+/8="},
-		"base64 back":                  {"base64-decode", "", "-_8=\n", typeOctets, "\xfb\xff"},
-		"jq":                           {"jq:.a | . + 1", "", `{"a":41}`, typeJSON, "42"},
-		"jq with what is known":        {"jq:{d:$device,r:$resource,t:$time,v:.}", "", `1`, typeJSON, `{"d":"th-17","r":"/s/temp","t":1700000000.5,"v":1}`},
-		"jq among codecs":              {"cbor-json | jq:.a | .b | json-cbor | base64", "", unhex("a1 6161 a1 6162 07"), typeText, "Bw=="},
-		"jq after jq":                  {"jq:.a|jq:.b", "", `{"a":{"b":1}}`, typeJSON, "1"},
-		"jq and great integers":        {"jq:.", "", `[9007199254740993,123456789012345678901234567890]`, typeJSON, `[9007199254740993,123456789012345678901234567890]`},
-		"jq sees no environment":       {"jq:[env,$ENV]", "", `1`, typeJSON, `[{},{}]`},
+		"nothing":                       {"", "x/y", "abc", "x/y", "abc"},
+		"senml json by its type":        {"senml-json", "application/senml+json", `[{"n":"a","v":1}]`, typeJSON, `[{"n":"a","v":1,"t":1700000000.5}]`},
+		"senml json with a parameter":   {"senml-json", "application/senml+json; charset=utf-8", `[{"n":"a","v":1}]`, typeJSON, `[{"n":"a","v":1,"t":1700000000.5}]`},
+		"senml cbor by its type":        {"senml-json", "application/senml+cbor", unhex("81 a2 00 6161 02 01"), typeJSON, `[{"n":"a","v":1,"t":1700000000.5}]`},
+		"senml cbor by its first byte":  {"senml-json", "", unhex("81 a2 00 6161 02 01"), typeJSON, `[{"n":"a","v":1,"t":1700000000.5}]`},
+		"cbor map":                      {"cbor-json", "", unhex("a2 6162 f97c00 6161 83 01 20 f5"), typeJSON, `{"a":[1,-1,true],"b":null}`},
+		"cbor integer keys":             {"cbor-json", "", unhex("a2 01 6161 20 f6"), typeJSON, `{"-1":null,"1":"a"}`},
+		"cbor times":                    {"cbor-json", "", unhex("82 c1 1a 514b67b0 c0 74 323031332d30332d32315432303a30343a30305a"), typeJSON, `["2013-03-21T20:04:00Z","2013-03-21T20:04:00Z"]`},
+		"lwm2m senml":                   {"lwm2m-json", "application/senml+json", `[{"bn":"/3303/0/","n":"5700","v":1}]`, typeJSON, `[{"n":"/3303/0/5700","v":1,"t":1700000000.5}]`},
+		"lwm2m senml by its first byte": {"lwm2m-json", "", unhex("81 a2 00 6161 02 01"), typeJSON, `[{"n":"a","v":1,"t":1700000000.5}]`},
+		"lwm2m json":                    {"lwm2m-json", "application/vnd.oma.lwm2m+json", `{"bn":"/3303/0/","e":[{"n":"5700","v":1}]}`, typeJSON, `[{"n":"/3303/0/5700","v":1,"t":1700000000.5}]`},
+		"lwm2m json by its first byte":  {"lwm2m-json", "", ` {"bn":"/3303/0/","e":[{"n":"5700","v":1}]}`, typeJSON, `[{"n":"/3303/0/5700","v":1,"t":1700000000.5}]`},
+		"lwm2m cbor":                    {"lwm2m-json", "", unhex("a1 83 19 0ce7 00 19 1644 01"), typeJSON, `[{"n":"/3303/0/5700","v":1,"t":1700000000.5}]`},
+		"cbor octets":                   {"cbor-json", "", unhex("42 fbff"), typeJSON, `"-_8"`},
+		"cbor octets as hex":            {"cbor-json", "", unhex("d7 42 fbff"), typeJSON, `"FBFF"`},
+		"cbor bignum":                   {"cbor-json", "", unhex("c2 49 010000000000000000"), typeJSON, `18446744073709551616`},
+		"cbor big unsigned":             {"cbor-json", "", unhex("1b ffffffffffffffff"), typeJSON, `18446744073709551615`},
+		"cbor half float":               {"cbor-json", "", unhex("f93e00"), typeJSON, `1.5`},
+		"cbor text is not escaped":      {"cbor-json", "", unhex("63 3c2626"), typeJSON, `"<&&"`},
+		"json to cbor":                  {"json-cbor", "", ` {"b":1.5,"a":[1,-1,true,null]} `, typeCBOR, unhex("a2 6161 84 01 20 f5 f6 6162 f93e00")},
+		"text number":                   {"text-json", "text/plain", "21.5", typeJSON, "21.5"},
+		"text number with newline":      {"text-json", "text/plain", " 21.5\n", typeJSON, "21.5"},
+		"text":                          {"text-json", "text/plain", "on \"off\"", typeJSON, `"on \"off\""`},
+		"text that is no number":        {"text-json", "text/plain", "007", typeJSON, `"007"`},
+		"text that looks like json":     {"text-json", "text/plain", `{"a":1}`, typeJSON, `"{\"a\":1}"`},
+		"no text":                       {"text-json", "text/plain", "", typeJSON, `""`},
+		"json string to text":           {"json-text", "", `"a\u00e9"`, typeText, "aé"},
+		"json to text":                  {"json-text", "", `{ "a": 1.50 }`, typeText, `{"a":1.50}`},
+		"base64":                        {"base64", "", "\xfb\xff", typeText, "+/8="},
+		"base64 back":                   {"base64-decode", "", "-_8=\n", typeOctets, "\xfb\xff"},
+		"jq":                            {"jq:.a | . + 1", "", `{"a":41}`, typeJSON, "42"},
+		"jq with what is known":         {"jq:{d:$device,r:$resource,t:$time,v:.}", "", `1`, typeJSON, `{"d":"th-17","r":"/s/temp","t":1700000000.5,"v":1}`},
+		"jq among codecs":               {"cbor-json | jq:.a | .b | json-cbor | base64", "", unhex("a1 6161 a1 6162 07"), typeText, "Bw=="},
+		"jq after jq":                   {"jq:.a|jq:.b", "", `{"a":{"b":1}}`, typeJSON, "1"},
+		"jq and great integers":         {"jq:.", "", `[9007199254740993,123456789012345678901234567890]`, typeJSON, `[9007199254740993,123456789012345678901234567890]`},
+		"jq sees no environment":        {"jq:[env,$ENV]", "", `1`, typeJSON, `[{},{}]`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			typ, got, err := apply(t, c.pipeline, c.typ, c.in)
@@ -71,6 +77,17 @@ func TestPipelines(t *testing.T) {
 				t.Errorf("got %q (%s), %v\nwant %q (%s)", got, typ, err, c.want, c.wantType)
 			}
 		})
+	}
+}
+
+func TestLwM2MTLVTakesItsPathFromTheResource(t *testing.T) {
+	p, err := Parse("lwm2m-json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	typ, got, err := p.Apply(Input{Type: "application/vnd.oma.lwm2m+tlv", Resource: "/3303/0", Data: []byte(unhex("e4 16 44 41 ac 00 00")), Time: at})
+	if want := `[{"n":"/3303/0/5700","v":21.5,"t":1700000000.5}]`; err != nil || typ != typeJSON || string(got) != want {
+		t.Errorf("got %s (%s), %v", got, typ, err)
 	}
 }
 

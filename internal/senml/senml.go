@@ -167,14 +167,15 @@ func sum(a, b *float64) *float64 {
 	return &s
 }
 
-// checkName holds a resolved name against section 4.5.1.
+// checkName holds a resolved name against section 4.5.1, save that it may begin with "/", as those of LwM2M do
+// (TS Core 1.1 section 7.4.4).
 func checkName(s string) error {
 	if s == "" {
 		return errors.New("has no name")
 	}
 	for i, r := range s {
 		alnum := '0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z'
-		if !alnum && (i == 0 || !strings.ContainsRune("-:./_", r)) {
+		if !alnum && (i == 0 && r != '/' || !strings.ContainsRune("-:./_", r)) {
 			return errors.New("has a name with a character that names cannot have")
 		}
 	}

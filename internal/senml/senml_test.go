@@ -37,8 +37,9 @@ func TestResolve(t *testing.T) {
 			`[{"n":"m","v":101,"s":12,"t":1700000000},{"n":"mx","v":99,"s":10,"t":1700000000}]`},
 		"a record of base fields alone": {
 			`[{"bn":"m","bu":"W"},{"v":5}]`, `[{"n":"m","u":"W","v":5,"t":1700000000}]`},
-		"an unknown label":   {`[{"n":"a","v":1,"foo":{"x":[1]}}]`, `[{"n":"a","v":1,"t":1700000000}]`},
-		"a sum and no value": {`[{"n":"a","s":3,"ut":60}]`, `[{"n":"a","s":3,"t":1700000000,"ut":60}]`},
+		"a name as LwM2M has it": {`[{"bn":"/3303/0/","n":"5700","v":1}]`, `[{"n":"/3303/0/5700","v":1,"t":1700000000}]`},
+		"an unknown label":       {`[{"n":"a","v":1,"foo":{"x":[1]}}]`, `[{"n":"a","v":1,"t":1700000000}]`},
+		"a sum and no value":     {`[{"n":"a","s":3,"ut":60}]`, `[{"n":"a","s":3,"t":1700000000,"ut":60}]`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := ParseJSON([]byte(c.in))
@@ -95,7 +96,7 @@ func TestRefused(t *testing.T) {
 		`[{"n":"a","v":"1"}]`:              `field "v" has the wrong type`,
 		`[{"n":"a","v":null}]`:             `field "v" has the wrong type`,
 		`[{"n":"a","v":1,"x_":1}]`:         `field "x_" has to be understood`,
-		`[{"n":"/a","v":1}]`:               "a name with a character",
+		`[{"n":"-a","v":1}]`:               "a name with a character",
 		`[{"n":"a b","v":1}]`:              "a name with a character",
 		`[{"n":"a","v":1,"bver":11}]`:      "version 11",
 		`[{"n":"a","v":1e308,"bv":1e308}]`: "not finite",
