@@ -156,7 +156,7 @@ func (s *Source) find(ctx context.Context) (*endpoints, error) {
 	}
 	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, s.client), s.cfg.Issuer)
 	if err != nil {
-		return nil, fmt.Errorf("discovery: %w", err)
+		return nil, undiscovered(err)
 	}
 	var more struct {
 		Device  string            `json:"device_authorization_endpoint"`
@@ -182,6 +182,9 @@ func (s *Source) find(ctx context.Context) (*endpoints, error) {
 	s.mu.Unlock()
 	return points, nil
 }
+
+// undiscovered gives go-oidc's error without most of the page that it quotes.
+func undiscovered(err error) error { return errors.New("discovery: " + clip(err.Error(), 200)) }
 
 // obtain asks the issuer for a token by the grant of the file.
 func (s *Source) obtain(ctx context.Context) (granted, error) {

@@ -176,6 +176,7 @@ func (i *issuer) ready(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 		provider, err := oidc.NewProvider(i.life, i.cfg.URL)
 		i.mu.Lock()
 		if err != nil {
+			err = undiscovered(err)
 			i.failed, i.failedAt = fmt.Errorf("issuer %q: %w", i.name, err), i.now()
 			i.health.Set(&IssuerUnreachable, err.Error())
 		} else {
@@ -226,7 +227,7 @@ func (r *Realm) token(ctx context.Context, c *Credentials) (Identity, error) {
 	if err != nil {
 		if strings.Contains(err.Error(), "fetching keys") { // go-oidc's only mark of it
 			if !strings.Contains(err.Error(), errPaced.Error()) {
-				i.health.Set(&IssuerUnreachable, err.Error())
+				i.health.Set(&IssuerUnreachable, clip(err.Error(), 200))
 			}
 			return Identity{}, fmt.Errorf("issuer %q: its keys cannot be fetched", i.name)
 		}

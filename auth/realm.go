@@ -231,22 +231,24 @@ func (r *Realm) PSK(ctx context.Context, identity string) (Identity, []byte, err
 // An error that is not ErrUnknown says that a method could not be asked; it is returned only where no other one proves an identity.
 func (r *Realm) Login(ctx context.Context, methods []string, c Credentials) (Identity, error) {
 	var unable error
+	no := ErrUnknown
 	for _, m := range methods {
 		id, err := r.login(ctx, m, &c)
-		if err == nil {
+		switch {
+		case err == nil:
 			return id, nil
-		}
-		if !errors.Is(err, ErrUnknown) {
-			unable = errors.Join(unable, fmt.Errorf("%s: %w", m, err))
-		}
-		if errors.Is(err, ErrBackoff) {
+		case errors.Is(err, ErrBackoff):
 			return Identity{}, err
+		case !errors.Is(err, ErrUnknown):
+			unable = errors.Join(unable, fmt.Errorf("%s: %w", m, err))
+		case no == ErrUnknown:
+			no = err // the first that says more
 		}
 	}
 	if unable != nil {
 		return Identity{}, unable
 	}
-	return Identity{}, ErrUnknown
+	return Identity{}, no
 }
 
 func (r *Realm) login(ctx context.Context, method string, c *Credentials) (Identity, error) {
@@ -265,7 +267,7 @@ func (r *Realm) login(ctx context.Context, method string, c *Credentials) (Ident
 	case "anonymous":
 		return r.anonymous(c)
 	}
-	return Identity{}, fmt.Errorf("no such method")
+	return Identity{}, errors.New("no such method")
 }
 
 // anonymous names the device by its client id, where that is no device with a credential of its own.
