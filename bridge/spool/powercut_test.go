@@ -29,18 +29,18 @@ func newWitness() *witness {
 
 // drive runs producers in all classes and three consumers against the spool until stop is closed:
 // a is fast, b settles in any order and goes back now and then, c never reads.
-func (w *witness) drive(t *testing.T, s *Spool, seed uint64, stop <-chan struct{}) *sync.WaitGroup {
+func (w *witness) drive(t *testing.T, s *Spool, life uint64, stop <-chan struct{}) *sync.WaitGroup {
 	var wg sync.WaitGroup
 	for p := range 12 {
 		wg.Go(func() {
-			rnd := rand.New(rand.NewPCG(seed, uint64(p)))
+			rnd := rand.New(rand.NewPCG(life, uint64(p)))
 			for i := 0; ; i++ {
 				select {
 				case <-stop:
 					return
 				default:
 				}
-				n := uint64(p)<<32 | uint64(i)
+				n := life<<48 | uint64(p)<<32 | uint64(i)
 				to := []string{"a", "b"}
 				if rnd.IntN(20) == 0 {
 					to = append(to, "c")
@@ -77,7 +77,7 @@ func (w *witness) drive(t *testing.T, s *Spool, seed uint64, stop <-chan struct{
 	for _, name := range []string{"a", "b"} {
 		wg.Go(func() {
 			c := s.Consumer(name)
-			rnd := rand.New(rand.NewPCG(seed, uint64(name[0])))
+			rnd := rand.New(rand.NewPCG(life, uint64(name[0])))
 			ctx := t.Context()
 			for {
 				select {
@@ -105,16 +105,10 @@ func (w *witness) drive(t *testing.T, s *Spool, seed uint64, stop <-chan struct{
 	return &wg
 }
 
-// evidence is what the witness knew about when the power went.
-type evidence struct {
-	told    map[uint64]Pos
-	settled map[string]map[uint64]struct{}
-}
-
 // examine opens what was found after the power went and compares it.
-func (w *witness) examine(t *testing.T, d *memDisk, o Options, ev evidence) {
+func (w *witness) examine(t *testing.T, img image, o Options) {
 	t.Helper()
-	s, err := open(d, o)
+	s, err := open(img.d, o)
 	if err != nil {
 		t.Errorf("open: %v", err)
 		return
@@ -128,7 +122,7 @@ func (w *witness) examine(t *testing.T, d *memDisk, o Options, ev evidence) {
 	if st := s.Stats(); st.Lost != 0 {
 		t.Errorf("counts %d as lost", st.Lost)
 	}
-	for name, settled := range ev.settled {
+	for name, settled := range img.settled {
 		seen := map[uint64]bool{}
 		last := map[Class]uint64{}
 		c := s.Consumer(name)
@@ -144,7 +138,7 @@ func (w *witness) examine(t *testing.T, d *memDisk, o Options, ev evidence) {
 					t.Errorf("%s: %x twice", name, k)
 				}
 				seen[k] = true
-				if pos, ok := ev.told[k]; ok && pos != e.Pos {
+				if pos, ok := img.told[k]; ok && pos != e.Pos {
 					t.Errorf("%s: %x at %v, acknowledged at %v", name, k, e.Pos, pos)
 				}
 				if e.Pos.Seq <= last[e.Pos.Class] {
@@ -155,7 +149,7 @@ func (w *witness) examine(t *testing.T, d *memDisk, o Options, ev evidence) {
 				n--
 			}
 		}
-		for k, pos := range ev.told {
+		for k, pos := range img.told {
 			w.mu.Lock()
 			to := w.to[k]
 			w.mu.Unlock()
@@ -183,54 +177,66 @@ func contains(list []string, s string) bool {
 	return false
 }
 
+// image is a disk as it was found, and what was known of it then.
+type image struct {
+	d       *memDisk
+	how     cut
+	told    map[uint64]Pos
+	settled map[string]map[uint64]struct{}
+}
+
+// cut takes an image of the disk of a spool that is at work.
+func (w *witness) cut(d *memDisk, how cut, rnd *rand.Rand) image {
+	img := image{how: how, settled: map[string]map[uint64]struct{}{}}
+	w.mu.Lock()
+	img.told = maps.Clone(w.told) // before the power goes
+	w.mu.Unlock()
+	img.d = d.image(how, rnd)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, set := range w.settled { // after it went
+		img.settled[name] = maps.Clone(set)
+	}
+	return img
+}
+
+// TestPowerCut lets the power go at any moment, and again after the spool was opened on what was left.
 func TestPowerCut(t *testing.T) {
-	runs, per := 10, 7
+	runs := 10
 	if prove() {
 		runs = 60
 	}
+	const lives, per = 2, 4 // images of each life of a run: 80, or 480
 	for run := range runs {
 		t.Run(fmt.Sprint("run ", run), func(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(7, uint64(run)))
 			d := newMemDisk()
-			d.delay = time.Duration(rnd.IntN(200)) * time.Microsecond
-			o := Options{MaxSize: 3 << 20, Segment: 64 << 10, DropOldest: false}
-			s := openMem(t, d, o)
+			o := Options{MaxSize: 3 << 20, Segment: 64 << 10}
 			w := newWitness()
-			stop := make(chan struct{})
-			wg := w.drive(t, s, uint64(run), stop)
-			type found struct {
-				how cut
-				d   *memDisk
-				ev  evidence
-			}
-			var images []found
-			for i := range per {
-				d.await(d.count() + 5 + rnd.IntN(60))
-				how := cuts[(i+run)%len(cuts)]
-				w.mu.Lock()
-				told := maps.Clone(w.told)
-				w.mu.Unlock()
-				img := d.image(how, rnd)
-				settled := map[string]map[uint64]struct{}{}
-				w.mu.Lock()
-				for name, set := range w.settled {
-					settled[name] = maps.Clone(set)
+			for life := range lives {
+				d.delay = time.Duration(rnd.IntN(200)) * time.Microsecond
+				s := openMem(t, d, o)
+				stop := make(chan struct{})
+				wg := w.drive(t, s, uint64(life), stop)
+				var images []image
+				for i := range per {
+					d.await(d.count() + 5 + rnd.IntN(60))
+					images = append(images, w.cut(d, cuts[(i+life*per+run)%len(cuts)], rnd))
 				}
-				w.mu.Unlock()
-				images = append(images, found{how, img, evidence{told, settled}})
-			}
-			close(stop)
-			done := make(chan struct{})
-			go func() { wg.Wait(); close(done) }()
-			if err := s.Close(); err != nil {
-				t.Error(err)
-			}
-			<-done
-			for _, img := range images {
-				w.examine(t, img.d, o, img.ev)
-				if t.Failed() {
-					t.Fatalf("with in-flight writes: %s", img.how)
+				close(stop)
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+				wg.Wait()
+				last := images[per-1]
+				d = last.d.image(cutAll, rnd) // a copy
+				w.told, w.settled = maps.Clone(last.told), last.settled
+				for _, img := range images {
+					w.examine(t, img, o)
+					if t.Failed() {
+						t.Fatalf("life %d, in-flight writes: %s", life, img.how)
+					}
 				}
 			}
 		})
