@@ -32,8 +32,9 @@ func plain(change func(*Config)) southtest.Driver {
 
 // wire is a client that says what the test tells it to, octet by octet if need be. It reads with a codec that is not ours.
 type wire struct {
-	t  *testing.T
-	nc net.Conn
+	t     *testing.T
+	nc    net.Conn
+	early []*packets5.Publish // came while an acknowledgement was awaited
 }
 
 func ptr[T any](v T) *T { return &v }
@@ -46,7 +47,7 @@ func open(t *testing.T, b *southtest.Bench) *wire {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	return &wire{t, nc}
+	return &wire{t: t, nc: nc}
 }
 
 // connect5 connects with MQTT 5 and gives what CONNACK said.
@@ -121,6 +122,9 @@ func (w *wire) next(wait time.Duration) (packets5.Packet, error) {
 // silence asserts that nothing comes.
 func (w *wire) silence() {
 	w.t.Helper()
+	if len(w.early) > 0 {
+		w.t.Fatalf("heard %+v, want nothing", w.early[0])
+	}
 	if p, err := w.next(200 * time.Millisecond); err == nil {
 		w.t.Fatalf("heard %T %+v, want nothing", p, p)
 	}
@@ -162,11 +166,18 @@ func orNone(p *packets5.Properties) *packets5.Properties {
 func (w *wire) publish(topic, payload string, qos byte, id uint16, p *packets5.Properties) byte {
 	w.t.Helper()
 	w.send(&packets5.Publish{Topic: topic, Payload: []byte(payload), QoS: qos, PacketID: id, Properties: orNone(p)})
-	switch qos {
-	case 1:
-		return expect[*packets5.Puback](w).ReasonCode
-	case 2:
-		return expect[*packets5.Pubrec](w).ReasonCode
+	for qos > 0 {
+		p, err := w.next(10 * time.Second)
+		switch p := p.(type) {
+		case *packets5.Puback:
+			return p.ReasonCode
+		case *packets5.Pubrec:
+			return p.ReasonCode
+		case *packets5.Publish:
+			w.early = append(w.early, p)
+		default:
+			w.t.Fatalf("heard %T %+v, %v; want an acknowledgement", p, p, err)
+		}
 	}
 	return 0
 }
@@ -181,10 +192,15 @@ func (w *wire) release(id uint16) byte {
 // take reads a PUBLISH and acknowledges it.
 func (w *wire) take() *packets5.Publish {
 	w.t.Helper()
-	p, err := w.next(10 * time.Second)
-	m, ok := p.(*packets5.Publish)
-	if err != nil || !ok {
-		w.t.Fatalf("heard %T %+v, %v; want a PUBLISH", p, p, err)
+	var m *packets5.Publish
+	if len(w.early) > 0 {
+		m, w.early = w.early[0], w.early[1:]
+	} else {
+		p, err := w.next(10 * time.Second)
+		var ok bool
+		if m, ok = p.(*packets5.Publish); err != nil || !ok {
+			w.t.Fatalf("heard %T %+v, %v; want a PUBLISH", p, p, err)
+		}
 	}
 	switch m.QoS {
 	case 1:
