@@ -10,6 +10,7 @@ import (
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/northbound"
 )
 
 // head is what the routes of the tests refer to.
@@ -141,6 +142,27 @@ topic = "dt"
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestTopicsThatAPlatformCannotTakeAreTold(t *testing.T) {
+	cfg := parse(t, `
+[[uplink]]
+name = "deep"
+resource = "/s/{all...}"
+to = ["aws", "plant"]
+topic = "a/b/{gateway}/{device}/{all}"
+`)
+	table, err := Compile(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := table.CheckLimits(cfg, map[string]northbound.Limits{"aws": {TopicLevels: 5}}); err != nil {
+		t.Error(err)
+	}
+	err = table.CheckLimits(cfg, map[string]northbound.Limits{"aws": {TopicLevels: 4}})
+	if want := `18:9: topic: connector "aws": topic of 5 levels: the platform takes 4`; err == nil || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
 	}
 }
 

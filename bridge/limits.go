@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/northbound"
 )
@@ -34,17 +35,40 @@ func topicFits(topic string, l northbound.Limits) error {
 	return nil
 }
 
-// tooLong tells which route to the connector has topics that cannot fit whatever is filled in; empty: none.
+// CheckLimits holds the routes against the limits of the connectors, by name: the error is a config.Errors with each route whose
+// topics cannot fit whatever is filled in. cfg is what t was compiled from.
+func (t *Table) CheckLimits(cfg *config.Config, limits map[string]northbound.Limits) error {
+	var errs config.Errors
+	for _, u := range cfg.Uplinks {
+		for _, name := range u.To {
+			if err := t.neverFits(u.Name, limits[name]); err != nil {
+				errs = append(errs, cfg.Errorf(cfg.At(u, "topic"), "topic: connector %q: %v", name, err))
+			}
+		}
+	}
+	return config.Join(errs)
+}
+
+// neverFits tells why no topic of the route can fit; nil where some can.
+func (t *Table) neverFits(route string, l northbound.Limits) error {
+	i := slices.IndexFunc(t.uplinks, func(e entry) bool { return e.r.name == route })
+	shortest, err := t.uplinks[i].r.topic.fill(func(name string) (string, bool) {
+		if name == "gateway" {
+			return t.gateway, true
+		}
+		return "x", true
+	})
+	if err != nil {
+		return err
+	}
+	return topicFits(shortest, l)
+}
+
+// tooLong tells which route to the connector has topics that never fit; empty: none.
 func (t *Table) tooLong(connector string, l northbound.Limits) string {
 	for _, e := range t.uplinks {
-		shortest, err := e.r.topic.fill(func(name string) (string, bool) {
-			if name == "gateway" {
-				return t.gateway, true
-			}
-			return "x", true
-		})
-		if err == nil && slices.Contains(e.r.to, connector) {
-			if err := topicFits(shortest, l); err != nil {
+		if slices.Contains(e.r.to, connector) {
+			if err := t.neverFits(e.r.name, l); err != nil {
 				return fmt.Sprintf("uplink %q: %v", e.r.name, err)
 			}
 		}

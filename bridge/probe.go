@@ -16,7 +16,7 @@ import (
 // is. One is given up only when it has failed alone maxStrikes times, and then maxProofs times where the one behind it was taken.
 const (
 	maxStrikes = 3
-	maxProofs  = 2
+	maxProofs  = 3
 	carefulFor = 64 // messages that are sent alone after maxStrikes sessions without a confirmation
 	lookBehind = 16 // messages among which one of another device is sought
 )

@@ -425,6 +425,37 @@ func TestTheLedgerUnderRandomFailures(t *testing.T) {
 	}
 }
 
+// A line that breaks at random is not the fault of any message: none is given up, and each device's arrive in order.
+func TestALineThatKeepsBreakingCostsNeitherMessagesNorOrder(t *testing.T) {
+	for seed := range uint64(20) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			whim := rand.New(rand.NewPCG(seed, 4))
+			c := &cloud{breaks: func(msg.Publication) bool { return whim.IntN(10) < 3 }}
+			pumped(t, c, func(t *testing.T, r *rig) {
+				for i := range 200 {
+					if err := r.report(fmt.Sprint("d", i%5), "/sensors/n", fmt.Sprint(i)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				time.Sleep(24 * time.Hour)
+				synctest.Wait()
+				if l := r.line("sensors"); l.Delivered != 200 {
+					t.Errorf("got %+v", l)
+				}
+				last := map[string]int{}
+				for _, p := range c.all() {
+					var n int
+					fmt.Sscan(string(p.Payload), &n)
+					if before, ok := last[p.Device]; ok && n <= before {
+						t.Errorf("%s: %d after %d", p.Device, n, before)
+					}
+					last[p.Device] = n
+				}
+			})
+		})
+	}
+}
+
 func TestRunConnectorThatIsNotThere(t *testing.T) {
 	r := newRig(t)
 	if err := r.RunConnector(context.WithoutCancel(t.Context()), "x", stillness{}); err == nil {
