@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -39,6 +40,10 @@ type Session interface {
 	// Close ends the session in the protocol's own way, within a second or two. It may be called twice.
 	Close() error
 }
+
+// ErrRenew is the cause of a session that its connector has ended in order, because what it logged in with is about to end.
+// It is no fault: the next session is to be dialled at once.
+var ErrRenew = errors.New("the session ends to be renewed")
 
 // Downlink takes what clouds send.
 type Downlink interface {
