@@ -227,6 +227,13 @@ func (s *Session) start() {
 // Close stops taking publications, waits a little for confirmations, says DISCONNECT and ends the session.
 // It returns when nothing of the session is left. It must not be called by what the session itself calls.
 func (s *Session) Close() error {
+	s.End(ErrClosed)
+	<-s.gone
+	return nil
+}
+
+// End is Close for another cause, and does not wait for the session's goroutines.
+func (s *Session) End(cause error) {
 	s.mu.Lock()
 	first := !s.closing && s.end == nil
 	s.closing = true
@@ -236,10 +243,8 @@ func (s *Session) Close() error {
 		s.await(farewell, func() bool { return len(s.free) == len(s.slots)-1 })
 		s.write(&packets.Disconnect{})
 		s.await(farewell, func() bool { return s.out.Len() == 0 && !s.busy })
-		s.failNow(ErrClosed)
+		s.failNow(cause)
 	}
-	<-s.gone
-	return nil
 }
 
 // await waits until what holds, the session's end, or d has passed. what is called with mu held.

@@ -324,3 +324,24 @@ func TestCommandThatIsNotSettledIsTriedAgain(t *testing.T) {
 		}
 	})
 }
+
+func TestEmptyPayloadArrives(t *testing.T) {
+	for _, version := range []byte{mqtt.V5, mqtt.V311} {
+		synctest.Test(t, func(t *testing.T) {
+			b, _ := announce(broker.Limits{})
+			got := make(chan msg.Publication, 1)
+			s := pipe(t, b, mqtt.Options{Version: version, Receive: func(_ context.Context, p msg.Publication) error { got <- p; return nil }})
+			if err := s.Subscribe(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			for _, qos := range []byte{0, 1} {
+				b.Publish(broker.Message{Topic: "a", QoS: qos})
+				synctest.Wait()
+				if s.Context().Err() != nil || len(got) != 1 {
+					t.Fatalf("version %d: %v", version, context.Cause(s.Context()))
+				}
+				<-got
+			}
+		})
+	}
+}

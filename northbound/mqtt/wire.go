@@ -180,7 +180,7 @@ func (codec4) decode(first byte, body []byte) (packets.Packet, error) {
 			return nil, fmt.Errorf("malformed %s: %d octets", packets4.PacketNames[h.MessageType], len(body))
 		}
 	}
-	err = unpack(packets4.PacketNames[h.MessageType], func() error { return cp.Unpack(bytes.NewReader(body)) })
+	err = unpack(packets4.PacketNames[h.MessageType], func() error { return cp.Unpack(bytes.NewBuffer(body)) })
 	if err != nil {
 		return nil, err
 	}

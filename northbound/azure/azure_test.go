@@ -1,0 +1,383 @@
+package azure_test
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/northbound"
+	"github.com/drawbridge/drawbridge/northbound/azure"
+	"github.com/drawbridge/drawbridge/northbound/northtest"
+	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
+)
+
+var key = northtest.HMAC("0123456789abcdef0123456789abcdef")
+
+func connector(t testing.TB, b *northtest.Broker, tokens northbound.Tokens, change func(*azure.Config)) northbound.Connector {
+	t.Helper()
+	ring := &northtest.Keys{
+		Certificates: map[string]tls.Certificate{"identity": b.CA.Certificate(t, broker.Subject{Name: "gw1"})},
+		MACs:         map[string]hwcrypto.MACer{"hmac": key},
+	}
+	env, _ := northtest.Env(t, ring)
+	env.Tokens = tokens
+	c := azure.Kind().Config().(*azure.Config)
+	c.Endpoint, c.CA, c.Key = local(b.Addr), config.Path(b.CA.File(t)), "identity"
+	if change != nil {
+		change(c)
+	}
+	conn, err := azure.Kind().Open(env, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+func local(addr string) string { return strings.Replace(addr, "127.0.0.1", "localhost", 1) }
+
+func bySAS(c *azure.Config) { c.Auth, c.Key = "sas", "hmac" }
+
+// issuer gives tokens that are good for a while.
+type issuer struct {
+	mu   sync.Mutex
+	n    int
+	life time.Duration
+	down bool
+}
+
+func (i *issuer) Token(context.Context, string) (string, time.Time, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.down {
+		return "", time.Time{}, errors.New("the issuer is down")
+	}
+	i.n++
+	return fmt.Sprintf("token %d", i.n), time.Now().Add(i.life), nil
+}
+
+func isToken(s string) bool { return strings.HasPrefix(s, "token ") }
+
+func TestConnectorIoTHub(t *testing.T) {
+	for name, test := range map[string]struct {
+		key    northtest.HMAC
+		change func(t *testing.T, h *northtest.Hub, c *azure.Config)
+	}{
+		"X.509":                   {nil, func(*testing.T, *northtest.Hub, *azure.Config) {}},
+		"shared access signature": {key, func(_ *testing.T, _ *northtest.Hub, c *azure.Config) { bySAS(c) }},
+		"through the provisioning service": {key, func(_ *testing.T, h *northtest.Hub, c *azure.Config) {
+			bySAS(c)
+			c.Endpoint, c.IDScope, c.Provisioning = "", "0ne00000A0A", local(h.Addr)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			northtest.TestConnector(t, func(t *testing.T) northtest.Setup {
+				h := northtest.NewHub(t, test.key)
+				return northtest.Setup{
+					Connector: connector(t, h.Broker, nil, func(c *azure.Config) { test.change(t, h, c) }),
+					Cloud:     h.Cloud("cmd/gw1/x"), Topic: "dt/gw1/x", Filter: "cmd/gw1/#", TooLarge: 256 << 10, NoRefusals: true,
+				}
+			})
+		})
+	}
+}
+
+func TestConnectorEventGrid(t *testing.T) {
+	for name, test := range map[string]struct {
+		method string
+		good   func(string) bool
+		change func(c *azure.Config)
+	}{
+		"X.509":              {"", nil, func(c *azure.Config) { c.Name = "plant7" }},
+		"Entra token":        {"OAUTH2-JWT", isToken, func(c *azure.Config) { c.Auth, c.Token, c.Key = "oauth", "entra", "" }},
+		"token of an issuer": {"CUSTOM-JWT", isToken, func(c *azure.Config) { c.Auth, c.Token, c.Key = "jwt", "own", "" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			northtest.TestConnector(t, func(t *testing.T) northtest.Setup {
+				b := northtest.NewGrid(t, test.method, test.good)
+				return northtest.Setup{
+					Connector: connector(t, b, &issuer{life: time.Hour}, func(c *azure.Config) {
+						c.Service = "eventgrid"
+						test.change(c)
+					}),
+					Cloud: northtest.MQTT(b, "cmd/gw1/x", "gw1"), Topic: "dt/gw1/x", Filter: "cmd/gw1/#", TooLarge: 512 << 10,
+				}
+			})
+		})
+	}
+}
+
+// downlink answers commands.
+type downlink struct {
+	northtest.Downlink
+	answer func(p msg.Publication) msg.Reply
+}
+
+func (d *downlink) Deliver(ctx context.Context, p msg.Publication) (msg.Reply, error) {
+	if _, err := d.Downlink.Deliver(ctx, p); err != nil {
+		return msg.Reply{}, err
+	}
+	if d.answer == nil {
+		return msg.Reply{Status: msg.Done}, nil
+	}
+	return d.answer(p), nil
+}
+
+func dial(t *testing.T, c northbound.Connector, d northbound.Downlink) northbound.Session {
+	t.Helper()
+	s, err := c.Dial(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func send(t *testing.T, s northbound.Session, p msg.Publication) error {
+	t.Helper()
+	o := northtest.NewOutcome(1)
+	p.ID, p.QoS = msg.NewID(time.Now()), 1
+	if err := s.Send(t.Context(), []msg.Publication{p}, o.Done); err != nil {
+		t.Fatal(err)
+	}
+	o.Await(t)
+	err, _ := o.Err(0)
+	return err
+}
+
+func TestReportSaysInItsPropertiesWhatItIs(t *testing.T) {
+	h := northtest.NewHub(t, nil)
+	s := dial(t, connector(t, h.Broker, nil, nil), &northtest.Downlink{})
+	err := send(t, s, msg.Publication{
+		Topic: "dt/gw1/th 1/temp", Device: "th 1", Type: "application/json", Payload: []byte("{}"), Retain: true,
+		Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Properties: map[string]string{"unit": "°C", "$.uid": "nobody"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	topic := h.Messages()[0].Topic
+	_, bag, _ := strings.Cut(topic, "/messages/events/%24.mid=")
+	if _, rest, _ := strings.Cut(bag, "&"); rest != "%24.ct=application%2Fjson&%24.ce=utf-8&%24.ctime=2026-01-02T03%3A04%3A05Z&device=th%201&topic=dt%2Fgw1%2Fth%201%2Ftemp&unit=%C2%B0C" {
+		t.Fatal(topic)
+	}
+}
+
+func TestDirectMethodIsAnsweredByTheDevice(t *testing.T) {
+	h := northtest.NewHub(t, nil)
+	d := &downlink{Downlink: northtest.Downlink{Filters: []string{"methods/#"}}, answer: func(p msg.Publication) msg.Reply {
+		switch p.Topic {
+		case "methods/th-1.a/setpoint":
+			return msg.Reply{Status: msg.Done, Code: "2.04", Payload: []byte(`{"was":19}`)}
+		case "methods/reboot":
+			return msg.Reply{Status: msg.Queued}
+		case "methods/th-1/missing":
+			return msg.Reply{Status: msg.Refused, Code: "4.04", Payload: []byte("no such thing")}
+		}
+		return msg.Reply{Status: msg.Refused, Code: "denied"}
+	}}
+	dial(t, connector(t, h.Broker, nil, nil), d)
+	for method, want := range map[string]northtest.Answer{
+		"th-1.a.setpoint": {Status: 200, Body: `{"was":19}`},
+		"reboot":          {Status: 202, Body: `{"status":"queued"}`},
+		"th-1.missing":    {Status: 404, Body: `{"status":"refused","code":"4.04","answer":"no such thing"}`},
+		"th-1.forbidden":  {Status: 403, Body: `{"status":"refused","code":"denied"}`},
+	} {
+		if got := h.Call(t, method, `{"value":20}`); got != want {
+			t.Errorf("%s: %+v", method, got)
+		}
+	}
+}
+
+func TestDirectMethodIsAnsweredInTimeWhateverTheDeviceDoes(t *testing.T) {
+	h := northtest.NewHub(t, nil)
+	d := &downlink{Downlink: northtest.Downlink{Filters: []string{"methods/#"}, Before: func(ctx context.Context, _ msg.Publication) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}}}
+	dial(t, connector(t, h.Broker, nil, func(c *azure.Config) { c.MethodTimeout = config.Duration(50 * time.Millisecond) }), d)
+	if got := h.Call(t, "th-1.slow", "null"); got.Status != 504 {
+		t.Fatalf("%+v", got)
+	}
+}
+
+func TestTwinIsReportedAndDesired(t *testing.T) {
+	h := northtest.NewHub(t, nil)
+	c := connector(t, h.Broker, nil, nil)
+	d := &northtest.Downlink{Filters: []string{"twin/desired/+"}}
+	h.Desire(map[string]any{"th-1": map[string]any{"setpoint": 20}})
+	s := dial(t, c, d)
+	got := func() (list []string) {
+		for _, p := range d.Got() {
+			list = append(list, p.Topic+" "+string(p.Payload))
+		}
+		return list
+	}
+	want := []string{`twin/desired/th-1 {"setpoint":20}`}
+	northtest.Await(t, "the twin at connect", func() bool { return slices.Equal(got(), want) })
+	h.Desire(map[string]any{"th-2": 5})
+	want = append(want, "twin/desired/th-2 5")
+	northtest.Await(t, "the change", func() bool { return slices.Equal(got(), want) })
+
+	for _, r := range []struct {
+		topic, payload string
+		ok             bool
+	}{
+		{"twin/reported", `{"firmware":"1.2"}`, true}, {"twin/reported/th-1", `{"setpoint":20}`, true},
+		{"twin/reported", `7`, false}, {"twin/reported/a.b", `7`, false}, {"twin/reported", `x`, false},
+		{"twin/reported/big", `"` + strings.Repeat("x", 32<<10) + `"`, false},
+	} {
+		if err := send(t, s, msg.Publication{Topic: r.topic, Payload: []byte(r.payload)}); r.ok && err != nil || !r.ok && !msg.IsPermanent(err) {
+			t.Errorf("%s %.20s: %v", r.topic, r.payload, err)
+		}
+	}
+	if data, _ := json.Marshal(h.Reported()); string(data) != `{"firmware":"1.2","th-1":{"setpoint":20}}` {
+		t.Fatalf("reported %s", data)
+	}
+
+	s.Close()
+	h.Desire(map[string]any{"th-2": 6})
+	dial(t, c, d)
+	want = append(want, `twin/desired/th-1 {"setpoint":20}`, "twin/desired/th-2 6") // the whole twin, for it has changed
+	northtest.Await(t, "what changed while away", func() bool { return slices.Equal(got(), want) })
+}
+
+func TestMessageArrivesOnTheTopicInItsProperties(t *testing.T) {
+	h := northtest.NewHub(t, nil)
+	d := &northtest.Downlink{Filters: []string{"#"}}
+	dial(t, connector(t, h.Broker, nil, nil), d)
+	h.Message("%24.mid=m1&%24.cid=c1&%24.ct=text%2Fplain&topic=cmd%2Fgw1%2Fth-1&unit=%C2%B0C&empty=&none", "a")
+	h.Message("%24.to=%2Fdevices%2Fgw1", "b")
+	northtest.Await(t, "messages", func() bool { return len(d.Got()) == 2 })
+	a, b := d.Got()[0], d.Got()[1]
+	if a.Topic != "cmd/gw1/th-1" || a.Type != "text/plain" || string(a.Correlation) != "c1" || a.Properties["unit"] != "°C" || a.Properties["mid"] != "m1" {
+		t.Errorf("%+v", a)
+	}
+	if b.Topic != "devicebound" {
+		t.Errorf("%+v", b)
+	}
+}
+
+func TestSessionEndsBeforeItsSignatureDoes(t *testing.T) {
+	h := northtest.NewHub(t, key)
+	c := connector(t, h.Broker, nil, func(c *azure.Config) { bySAS(c); c.TokenLife = config.Duration(4 * time.Second) })
+	s := dial(t, c, &northtest.Downlink{})
+	<-s.Context().Done()
+	if err := context.Cause(s.Context()); !errors.Is(err, northbound.ErrRenew) {
+		t.Fatal(err)
+	}
+	if !time.Now().Before(h.Expires()) {
+		t.Fatal("the signature ended before the session")
+	}
+	if err := send(t, dial(t, c, &northtest.Downlink{}), msg.Publication{Topic: "x"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTokenIsRenewedWithoutDisconnect(t *testing.T) {
+	var mu sync.Mutex
+	var shown []string
+	b := northtest.NewGrid(t, "OAUTH2-JWT", func(token string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		shown = append(shown, token)
+		return isToken(token)
+	})
+	i := &issuer{life: 100 * time.Millisecond}
+	c := connector(t, b, i, func(c *azure.Config) { c.Service, c.Auth, c.Token, c.Key = "eventgrid", "oauth", "entra", "" })
+	azure.SetLeastRenewal(c, 20*time.Millisecond)
+	s := dial(t, c, &northtest.Downlink{})
+	seen := func(n int) func() bool {
+		return func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(shown) >= n
+		}
+	}
+	northtest.Await(t, "three tokens", seen(3))
+	// While the issuer is down the session goes on.
+	i.mu.Lock()
+	i.down = true
+	i.mu.Unlock()
+	if err := send(t, s, msg.Publication{Topic: "dt/x"}); err != nil {
+		t.Fatal(err)
+	}
+	i.mu.Lock()
+	i.down = false
+	i.mu.Unlock()
+	mu.Lock()
+	n := len(shown)
+	mu.Unlock()
+	northtest.Await(t, "another token", seen(n+1))
+	if s.Context().Err() != nil {
+		t.Fatal(context.Cause(s.Context()))
+	}
+}
+
+func TestProvisioningIsAskedOnceAndSaysNoInWords(t *testing.T) {
+	h := northtest.NewHub(t, key)
+	c := connector(t, h.Broker, nil, func(c *azure.Config) {
+		bySAS(c)
+		c.Endpoint, c.IDScope, c.Provisioning = "", "0ne00000A0A", local(h.Addr)
+	})
+	dial(t, c, &northtest.Downlink{}).Close()
+	h.Refuse = "no allocation policy"
+	dial(t, c, &northtest.Downlink{}).Close()
+
+	fresh := connector(t, h.Broker, nil, func(c *azure.Config) {
+		bySAS(c)
+		c.Endpoint, c.IDScope, c.Provisioning = "", "0ne00000A0A", local(h.Addr)
+	})
+	if _, err := fresh.Dial(t.Context(), &northtest.Downlink{}); !msg.IsPermanent(err) || !strings.Contains(err.Error(), `provisioning: failed, error 401002: "no allocation policy"`) {
+		t.Fatal(err)
+	}
+}
+
+func TestWrongKeyIsExplained(t *testing.T) {
+	h := northtest.NewHub(t, northtest.HMAC("another key of thirty-two octets"))
+	_, err := connector(t, h.Broker, nil, bySAS).Dial(t.Context(), &northtest.Downlink{})
+	if !msg.IsPermanent(err) || !strings.Contains(err.Error(), "not authorized (0x87) (is the device enabled, is key its symmetric key") || strings.Contains(err.Error(), "sig=") {
+		t.Fatal(err)
+	}
+}
+
+func TestExamine(t *testing.T) {
+	h := northtest.NewHub(t, nil)
+	b := northtest.NewGrid(t, "OAUTH2-JWT", isToken)
+	for want, c := range map[string]northbound.Connector{
+		"name tcp tls log-in publish": connector(t, h.Broker, nil, nil),
+		"name tcp tls log-in publish echo": connector(t, b, &issuer{life: time.Hour}, func(c *azure.Config) {
+			c.Service, c.Auth, c.Token, c.Key, c.Name = "eventgrid", "oauth", "entra", "", "gw1"
+		}),
+	} {
+		var names []string
+		c.(northbound.Examined).Examine(t.Context(), func(s northbound.Step) {
+			names = append(names, s.Name)
+			if s.Err != nil {
+				t.Errorf("%s: %v", s.Name, s.Err)
+			}
+		})
+		if got := strings.Join(names, " "); got != want {
+			t.Errorf("%s", got)
+		}
+	}
+}
+
+func TestExampleIsRight(t *testing.T) {
+	kinds := config.Kinds{Connectors: map[string]func() any{"azure": azure.Kind().Config}}
+	text := "[gateway]\nid = \"gw1\"\n[key.identity]\nuri = \"file:identity.key\"\n" + azure.Kind().Example
+	if _, err := config.Parse(filepath.Join(t.TempDir(), "drawbridge.toml"), []byte(text), kinds); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,208 @@
+package azure
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/health"
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/northbound"
+	"github.com/drawbridge/drawbridge/northbound/mqtt"
+)
+
+// SubscriptionRefused is the problem of a namespace that does not let the gateway wait for some commands. Reports go on.
+var SubscriptionRefused = health.Code{
+	Name:     "azure-subscription-refused",
+	Title:    "Event Grid does not let the gateway wait for some commands",
+	Severity: health.Degraded,
+	Hint:     "bind the client's group as a subscriber to a topic space with these topics",
+}
+
+// Connector reaches one IoT Hub or Event Grid namespace.
+type Connector struct {
+	env  northbound.Env
+	cfg  Config
+	sent atomic.Int64
+	read atomic.Int64
+
+	leastRenewal time.Duration // between two re-authentications
+
+	mu       sync.Mutex
+	assigned assignment // guarded by mu: what the provisioning service said
+
+	twin    sync.Mutex // held while desired properties are delivered: they come one by one
+	desired int64      // guarded by twin: $version of those that were delivered
+}
+
+func open(env northbound.Env, cfg any) (northbound.Connector, error) {
+	c, ok := cfg.(*Config)
+	if !ok {
+		return nil, fmt.Errorf("connector %s: configuration of type %T", env.Name, cfg)
+	}
+	return &Connector{env: env, cfg: *c, leastRenewal: renewPause}, nil
+}
+
+// Limits is northbound.Limited's.
+func (c *Connector) Limits() northbound.Limits {
+	if c.cfg.Service == "eventgrid" {
+		return northbound.Limits{Payload: gridPacket - 1024, Topic: gridTopic, TopicLevels: gridLevels, KeepAlive: gridKeepAlive}
+	}
+	return northbound.Limits{Payload: hubPayload, Topic: hubTopic, KeepAlive: hubKeepAlive}
+}
+
+// Counters is northbound.Counters'.
+func (c *Connector) Counters() map[string]int64 {
+	return map[string]int64{"octets_sent": c.sent.Load(), "octets_received": c.read.Load()}
+}
+
+func (c *Connector) deviceID() string {
+	if c.cfg.DeviceID != "" {
+		return c.cfg.DeviceID
+	}
+	return c.env.Gateway
+}
+
+// Dial is northbound.Connector's.
+func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbound.Session, error) {
+	if c.cfg.Service == "eventgrid" {
+		return c.dialGrid(ctx, down)
+	}
+	return c.dialHub(ctx, down)
+}
+
+// options are what every session of the connector has in common.
+func (c *Connector) options() mqtt.Options {
+	return mqtt.Options{
+		KeepAlive: time.Duration(c.cfg.KeepAlive), MaxQoS: 1, Now: c.env.Now, Sent: &c.sent, Read: &c.read,
+	}
+}
+
+// address makes the way to host (HOST or HOST:PORT); path is that of MQTT over WebSocket at port 443.
+func (c *Connector) address(ctx context.Context, host, path string) (mqtt.Address, error) {
+	a := mqtt.Address{URL: &url.URL{Scheme: "mqtts", Host: host}, TLS: &tls.Config{MinVersion: tls.VersionTLS12, Time: c.env.Now}}
+	if _, port, err := net.SplitHostPort(host); err == nil && port == "443" {
+		a.URL.Scheme, a.URL.Path = "wss", path
+		a.TLS.NextProtos = []string{"http/1.1"}
+	}
+	if c.cfg.CA != "" {
+		roots, err := mqtt.LoadCA(string(c.cfg.CA))
+		if err != nil {
+			return a, err
+		}
+		a.TLS.RootCAs = roots
+	}
+	if c.cfg.Auth == "x509" {
+		cert, err := c.env.Keys.Certificate(ctx, c.cfg.Key)
+		if err != nil {
+			return a, fmt.Errorf("key %s: %w", c.cfg.Key, err)
+		}
+		a.TLS.Certificates = []tls.Certificate{*cert}
+	}
+	return a, nil
+}
+
+// signature makes a shared access signature for resource, and says when it ends.
+func (c *Connector) signature(ctx context.Context, resource, policy string) (string, time.Time, error) {
+	var key hwcrypto.MACer
+	key, err := c.env.Keys.MAC(ctx, c.cfg.Key)
+	if err == nil && c.cfg.Group {
+		key, err = auth.DeviceKey(ctx, key, c.registration())
+	}
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("key %s: %w", c.cfg.Key, err)
+	}
+	expires := c.env.Now().Add(time.Duration(c.cfg.TokenLife)).Truncate(time.Second)
+	token, err := auth.SharedAccessSignature(ctx, key, resource, policy, expires)
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("key %s: %w", c.cfg.Key, err)
+	}
+	return token, expires, nil
+}
+
+// bare gives the host without its port.
+func bare(host string) string {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		return h
+	}
+	return host
+}
+
+// subscribe asks for filters. What is refused is a problem, not an end.
+func (c *Connector) subscribe(ctx context.Context, s *mqtt.Session, filters []string) error {
+	err := s.Subscribe(ctx, filters...)
+	if _, refused := errors.AsType[*mqtt.RefusedFilter](err); refused {
+		c.env.Health.Set(&SubscriptionRefused, err.Error())
+		return nil
+	}
+	if err == nil {
+		c.env.Health.Clear(&SubscriptionRefused)
+	}
+	return err
+}
+
+// hint adds what the platform means by an error that says little.
+func (c *Connector) hint(err error) error {
+	text := err.Error()
+	switch {
+	case c.cfg.Service == "eventgrid" && strings.Contains(text, "not authorized"):
+		return fmt.Errorf("%w (is the client registered under that authentication name, or does the token have the role EventGrid TopicSpaces Publisher or Subscriber?)", err)
+	case strings.Contains(text, "not authorized") && c.cfg.Auth == "sas":
+		return fmt.Errorf("%w (is the device enabled, is key its symmetric key, and is the clock right?)", err)
+	case strings.Contains(text, "not authorized"):
+		return fmt.Errorf("%w (is the device enabled, and is its certificate's thumbprint or CA registered with the common name %q?)", err, c.deviceID())
+	case strings.Contains(text, "closed the connection"):
+		return fmt.Errorf("%w (the hub closes without a word where the device is unknown, a quota is used up, or another connection has its id)", err)
+	}
+	return err
+}
+
+// Examine is northbound.Examined's. A hub has one connection for each device, so examining it ends the session of a gateway that runs
+// for a moment; and it passes nothing back, so there is no echo.
+func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
+	if c.cfg.Service == "eventgrid" {
+		address, o, _, err := c.gridLogin(ctx)
+		if err != nil {
+			step(northbound.Step{Name: "log-in", Err: err})
+			return
+		}
+		if conn, err := address.Dial(ctx, step); err == nil {
+			mqtt.Examine(ctx, conn, o, address, "drawbridge/"+c.env.Gateway+"/doctor", step)
+		}
+		return
+	}
+	began := time.Now()
+	told := func(name, note string, err error) {
+		step(northbound.Step{Name: name, Took: time.Since(began), Note: note, Err: err})
+		began = time.Now()
+	}
+	address, o, _, err := c.hubLogin(ctx)
+	if err != nil {
+		told("log-in", "", err)
+		return
+	}
+	conn, err := address.Dial(ctx, step)
+	if err != nil {
+		return // the step that failed has been told
+	}
+	began = time.Now()
+	s, err := mqtt.Start(ctx, conn, o)
+	if err != nil {
+		told("log-in", o.Username, c.hint(address.Explain(err)))
+		return
+	}
+	defer s.Close()
+	told("log-in", o.Username, nil)
+	p := msg.Publication{ID: msg.NewID(c.env.Now()), Time: c.env.Now(), Topic: "drawbridge/doctor", QoS: 1}
+	p.Topic = eventsTopic(o.ClientID, &p)
+	told("publish", p.Topic, s.Publish(ctx, p))
+}

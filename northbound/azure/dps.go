@@ -1,0 +1,203 @@
+package azure
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/northbound/mqtt"
+)
+
+const (
+	dpsVersion     = "2019-03-31"
+	assignmentFile = "assignment.json" // in the connector's state directory
+	leastRetry     = 500 * time.Millisecond
+	mostRetry      = time.Minute
+	longestAssign  = 5 * time.Minute
+)
+
+// assignment is what the Device Provisioning Service said.
+type assignment struct {
+	Hub    string `json:"hub"`
+	Device string `json:"device"`
+}
+
+func (c *Connector) registration() string {
+	if c.cfg.Registration != "" {
+		return c.cfg.Registration
+	}
+	return c.deviceID()
+}
+
+// provisioned gives the hub that the device was assigned to. The service is asked once; after that the state directory knows.
+func (c *Connector) provisioned(ctx context.Context) (assignment, error) {
+	c.mu.Lock()
+	a := c.assigned
+	c.mu.Unlock()
+	if a.Hub != "" {
+		return a, nil
+	}
+	path := filepath.Join(c.env.State, assignmentFile)
+	if data, err := os.ReadFile(path); err == nil && json.Unmarshal(data, &a) == nil && a.Hub != "" && a.Device != "" {
+		c.setAssignment(a)
+		return a, nil
+	}
+	a, err := c.provision(ctx)
+	if err != nil {
+		return a, fmt.Errorf("provisioning: %w", err)
+	}
+	if data, err := json.Marshal(a); err == nil {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			c.env.Log.Warn("the assignment cannot be kept: the provisioning service will be asked again", "error", err)
+		}
+	}
+	c.setAssignment(a)
+	c.env.Log.Info("assigned", "hub", a.Hub, "device", a.Device)
+	return a, nil
+}
+
+func (c *Connector) setAssignment(a assignment) {
+	c.mu.Lock()
+	c.assigned = a
+	c.mu.Unlock()
+}
+
+// forgetAssignment lets the service be asked again: a hub that refuses may not be the device's any more.
+func (c *Connector) forgetAssignment() {
+	if c.cfg.Endpoint != "" {
+		return
+	}
+	c.setAssignment(assignment{})
+	os.Remove(filepath.Join(c.env.State, assignmentFile))
+}
+
+// provision registers with the service and waits for the assignment.
+func (c *Connector) provision(ctx context.Context) (assignment, error) {
+	ctx, cancel := context.WithTimeout(ctx, longestAssign)
+	defer cancel()
+	address, err := c.address(ctx, c.cfg.Provisioning, "/$iothub/websocket")
+	if err != nil {
+		return assignment{}, err
+	}
+	id := c.registration()
+	o := c.options()
+	o.Version, o.ClientID = mqtt.V311, id
+	o.Username = c.cfg.IDScope + "/registrations/" + id + "/api-version=" + dpsVersion
+	if c.cfg.Auth == "sas" {
+		token, _, err := c.signature(ctx, c.cfg.IDScope+"/registrations/"+id, "registration")
+		if err != nil {
+			return assignment{}, err
+		}
+		o.Password = []byte(token)
+	}
+	answers := make(chan msg.Publication, 16)
+	o.Receive = func(_ context.Context, p msg.Publication) error {
+		select {
+		case answers <- p:
+		default:
+		}
+		return nil
+	}
+	conn, err := address.Dial(ctx, nil)
+	if err != nil {
+		return assignment{}, err
+	}
+	s, err := mqtt.Start(ctx, conn, o)
+	if err != nil {
+		return assignment{}, address.Explain(err)
+	}
+	defer s.Close()
+	if err := s.Subscribe(ctx, "$dps/registrations/res/#"); err != nil {
+		return assignment{}, err
+	}
+	body, err := json.Marshal(map[string]string{"registrationId": id})
+	if err != nil {
+		return assignment{}, err
+	}
+	return register(ctx, s, body, answers)
+}
+
+// register asks until the service has decided.
+func register(ctx context.Context, s *mqtt.Session, body []byte, answers <-chan msg.Publication) (assignment, error) {
+	topic := "$dps/registrations/PUT/iotdps-register/?$rid="
+	for rid := 1; ; rid++ {
+		if err := s.Publish(ctx, msg.Publication{Topic: topic + strconv.Itoa(rid), QoS: 1, Payload: body}); err != nil {
+			return assignment{}, err
+		}
+		var in inbound
+		var p msg.Publication
+		for in.rid != strconv.Itoa(rid) {
+			select {
+			case p = <-answers:
+				in = parseTopic(p.Topic)
+			case <-ctx.Done():
+				return assignment{}, context.Cause(ctx)
+			case <-s.Context().Done():
+				return assignment{}, context.Cause(s.Context())
+			}
+		}
+		next, a, err := readRegistration(in.status, p.Payload)
+		if err != nil || a.Hub != "" {
+			return a, err
+		}
+		if next != "" {
+			topic, body = "$dps/registrations/GET/iotdps-get-operationstatus/?operationId="+escape(next)+"&$rid=", nil
+		}
+		select {
+		case <-time.After(retryAfter(in.bag["retry-after"])):
+		case <-ctx.Done():
+			return assignment{}, context.Cause(ctx)
+		}
+	}
+}
+
+func retryAfter(s string) time.Duration {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 {
+		n = 3
+	}
+	return min(max(time.Duration(n)*time.Second, leastRetry), mostRetry)
+}
+
+// readRegistration reads an answer: the operation to ask after, the assignment, or why there is none. All empty: the service is busy.
+func readRegistration(status string, body []byte) (operation string, a assignment, err error) {
+	var answer struct {
+		Operation string `json:"operationId"`
+		Status    string `json:"status"`
+		State     struct {
+			Hub     string `json:"assignedHub"`
+			Device  string `json:"deviceId"`
+			Code    int    `json:"errorCode"`
+			Message string `json:"errorMessage"`
+		} `json:"registrationState"`
+		Code    int    `json:"errorCode"`
+		Message string `json:"message"`
+	}
+	unreadable := json.Unmarshal(body, &answer)
+	switch {
+	case status == "429" || len(status) == 3 && status[0] == '5':
+		return "", a, nil
+	case len(status) != 3 || status[0] != '2':
+		return "", a, msg.Permanent(fmt.Errorf("status %s, error %d: %q", status, answer.Code, answer.Message))
+	case unreadable != nil:
+		return "", a, fmt.Errorf("an answer that cannot be read: %w", unreadable)
+	}
+	switch answer.Status {
+	case "assigned":
+		if answer.State.Hub == "" || answer.State.Device == "" {
+			return "", a, errors.New("an assignment without hub")
+		}
+		return "", assignment{answer.State.Hub, answer.State.Device}, nil
+	case "assigning", "unassigned":
+		return answer.Operation, a, nil
+	case "failed", "disabled":
+		return "", a, msg.Permanent(fmt.Errorf("%s, error %d: %q", answer.Status, answer.State.Code, answer.State.Message))
+	}
+	return "", a, fmt.Errorf("status %q is not known", answer.Status)
+}
