@@ -82,7 +82,8 @@ func (p *proving) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		r := req.Clone(req.Context())
-		r.Body = io.NopCloser(bytes.NewReader(body))
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+		r.Body, _ = r.GetBody()
 		r.Header.Set("DPoP", proof)
 		return p.next.RoundTrip(r)
 	}

@@ -83,10 +83,10 @@ func (s *Source) connect() error {
 			return s.t.o.Keys.Certificate(req.Context(), s.cfg.Key)
 		}
 	}
-	var transport http.RoundTripper = &http.Transport{
+	s.wire = &http.Transport{
 		TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute,
 	}
-	transport = &dated{s, transport}
+	var transport http.RoundTripper = &dated{s, s.t.o.Clock.Transport(s.wire)}
 	if s.cfg.DPoP {
 		s.dpop = &dpop{s: s, nonces: map[string]string{}}
 		transport = &proving{s.dpop, transport}
@@ -116,18 +116,6 @@ func (d *dated) RoundTrip(req *http.Request) (*http.Response, error) {
 		d.s.mu.Unlock()
 	}
 	return res, nil
-}
-
-func (d *dated) CloseIdleConnections() {
-	if t, ok := d.next.(*http.Transport); ok {
-		t.CloseIdleConnections()
-	}
-}
-
-func (p *proving) CloseIdleConnections() {
-	if t, ok := p.next.(*dated); ok {
-		t.CloseIdleConnections()
-	}
 }
 
 // now gives the time by the issuer's clock, as far as it has been seen.

@@ -44,6 +44,7 @@ type issuer struct {
 	now    func() time.Time
 	health *health.Reporter
 	client *http.Client
+	wire   *http.Transport // of client
 
 	life   context.Context // of requests for keys, which several log-ins wait for
 	cancel context.CancelFunc
@@ -65,8 +66,8 @@ func (r *Realm) newIssuer(ctx context.Context, name string, cfg *config.Issuer) 
 		return nil, fmt.Errorf("issuer %q: %w", name, err)
 	}
 	i.ca = ca
-	transport := &http.Transport{TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute}
-	i.client = &http.Client{Timeout: issuerTimeout, Transport: &paced{next: transport, now: r.o.Now, last: map[string]time.Time{}}}
+	i.wire = &http.Transport{TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute}
+	i.client = &http.Client{Timeout: issuerTimeout, Transport: &paced{next: r.o.Clock.Transport(i.wire), now: r.o.Now, last: map[string]time.Time{}}}
 	i.life, i.cancel = context.WithCancel(oidc.ClientContext(context.WithoutCancel(ctx), i.client))
 	return i, nil
 }
@@ -87,7 +88,7 @@ func (i *issuer) same(cfg *config.Issuer) bool {
 
 func (i *issuer) close() {
 	i.cancel()
-	i.client.CloseIdleConnections()
+	i.wire.CloseIdleConnections()
 	i.health.ClearAll()
 }
 
@@ -131,12 +132,6 @@ func (p *paced) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errPaced
 	}
 	return p.next.RoundTrip(req)
-}
-
-func (p *paced) CloseIdleConnections() {
-	if t, ok := p.next.(*http.Transport); ok {
-		t.CloseIdleConnections()
-	}
 }
 
 // justNow tells whether then is less than issuerPause before now; a clock that has been set back does not make it so.

@@ -28,6 +28,7 @@ type Options struct {
 	Log         *slog.Logger
 	Health      *health.Tracker
 	Now         func() time.Time // the trusted clock
+	Clock       *Clock           // the same, where answers may tell it the time; nil: they do not
 }
 
 // Realm knows the devices, groups and rules of one configuration file. It is an Authenticator, a Policy, a CommandScope and a Refresher.

@@ -45,7 +45,8 @@ type Source struct {
 	t      *Tokens
 	health *health.Reporter
 	client *http.Client
-	dpop   *dpop // nil where tokens are not bound so
+	wire   *http.Transport // of client
+	dpop   *dpop           // nil where tokens are not bound so
 
 	mu       sync.Mutex
 	token    Token         // guarded by mu, as all below
@@ -93,7 +94,7 @@ func (s *Source) close() {
 	s.mu.Lock()
 	s.gone = true
 	s.mu.Unlock()
-	s.client.CloseIdleConnections()
+	s.wire.CloseIdleConnections()
 	s.health.ClearAll()
 }
 
@@ -150,11 +151,21 @@ func (s *Source) Reject(token Token) {
 	s.rejects++
 }
 
+func (s *Source) status() TokenStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := TokenStatus{Name: s.name, Expires: s.token.Expires, Renew: s.token.Renew, Skew: s.skew}
+	if s.err != nil {
+		st.Error = s.err.Error()
+	}
+	return st
+}
+
 // renew asks the issuer once.
 func (s *Source) renew() {
 	ctx, cancel := context.WithTimeoutCause(s.t.life, tokenTimeout, errors.New("the issuer gave no token in time"))
 	defer cancel()
-	asked := s.t.o.Now()
+	began := time.Now()
 	got, err := s.obtain(ctx)
 
 	s.mu.Lock()
@@ -162,6 +173,7 @@ func (s *Source) renew() {
 	defer close(s.flight)
 	s.flight = nil
 	now := s.t.o.Now()
+	asked := now.Add(-time.Since(began)) // the answer may have set the clock
 	if err != nil {
 		s.failed(now, fmt.Errorf("token %q: %w", s.name, err))
 		return

@@ -31,6 +31,7 @@ type TokenOptions struct {
 	Log    *slog.Logger
 	Health *health.Tracker
 	Now    func() time.Time // the trusted clock
+	Clock  *Clock           // the same, where answers may tell it the time; nil: they do not
 }
 
 // Tokens holds a Source for each [token.NAME]. All who name the same share it.
@@ -109,6 +110,26 @@ func (t *Tokens) Reject(name, token string) {
 	if s, err := t.Source(name); err == nil {
 		s.Reject(Token{Value: token})
 	}
+}
+
+// TokenStatus is what can be shown of a token.
+type TokenStatus struct {
+	Name    string        `json:"name"`
+	Expires time.Time     `json:"expires,omitzero"` // zero: there is none now
+	Renew   time.Time     `json:"renew,omitzero"`
+	Skew    time.Duration `json:"skew_ns"` // by which the issuer's clock is ahead of ours
+	Error   string        `json:"error,omitempty"`
+}
+
+// Status lists the tokens by name. It asks nobody.
+func (t *Tokens) Status() []TokenStatus {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := make([]TokenStatus, 0, len(t.sources))
+	for _, name := range slices.Sorted(maps.Keys(t.sources)) {
+		list = append(list, t.sources[name].status())
+	}
+	return list
 }
 
 // start runs a request that Close waits for; false once it has been called.

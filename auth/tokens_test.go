@@ -211,6 +211,11 @@ func TestIssuer(t *testing.T) {
 			t.Error("a token that has ended is given")
 		}
 		wait(t, func() bool { return hasProblem(g.tracker, "token-missing") })
+		for _, st := range g.Status() {
+			if missing := st.Name == "pkjwt"; missing != (st.Error != "") || missing && strings.Contains(st.Error, first.Value) {
+				t.Errorf("%+v", st)
+			}
+		}
 		i.turn("down?on=0")
 		if _, err := g.get("pkjwt"); err == nil {
 			t.Error("the issuer is asked again at once")
