@@ -253,12 +253,13 @@ func benchCoAP(b *testing.B, devices int, start func(*site)) (r benchRun) {
 
 	conns := make([]*coapDevice, devices)
 	for i := range conns {
-		ctx, cancel := context.WithTimeout(b.Context(), 20*time.Second)
-		var err error
-		if conns[i], err = dialCoAP(ctx, s.coap, fmt.Sprintf("c-%d", i), []byte("0123456789abcdef")); err != nil {
-			b.Fatalf("device %d: %v\n%s", i, err, s.gateway.output())
-		}
-		cancel()
+		eventually(b, fmt.Sprintf("device %d to be let in", i), func() bool {
+			ctx, cancel := context.WithTimeout(b.Context(), 20*time.Second)
+			defer cancel()
+			var err error
+			conns[i], err = dialCoAP(ctx, s.coap, fmt.Sprintf("c-%d", i), []byte("0123456789abcdef"))
+			return err == nil
+		})
 		defer conns[i].Close()
 	}
 	if code, err := conns[0].request(3, "/sensors/count", []byte("warm"), 5*time.Second, 2); err != nil || code>>5 != 2 {

@@ -41,6 +41,7 @@ type gateway struct {
 	lock    *os.File
 	keys    *keyring.Ring
 	realm   *auth.Realm
+	tokens  *auth.Tokens
 	spool   *spool.Spool
 	bridge  *bridge.Bridge
 	ready   chan struct{}   // closed once every listener of the first plan is bound
@@ -121,18 +122,28 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config, now func() 
 	if err != nil {
 		return err
 	}
+	dir, err := stateDir(cfg, "tokens")
+	if err != nil {
+		return err
+	}
+	if g.tokens, err = auth.NewTokens(ctx, cfg.Tokens, g.tokenOptions(dir)); err != nil {
+		return err
+	}
 	g.spool, err = spool.Open(filepath.Join(state, "spool"), spool.Options{
 		MaxSize: int64(cfg.Spool.MaxSize), MaxAge: time.Duration(cfg.Spool.MaxAge), DropOldest: cfg.Spool.Full == "drop-oldest", Now: now,
 	})
 	if err != nil {
 		return err
 	}
-	dir, err := stateDir(cfg, "bridge")
-	if err != nil {
+	if dir, err = stateDir(cfg, "bridge"); err != nil {
 		return err
 	}
 	g.bridge, err = bridge.Open(bridge.Options{Spool: g.spool, Dir: dir, Log: g.log.With("part", "bridge"), Health: g.tracker, Now: now})
 	return err
+}
+
+func (g *gateway) tokenOptions(dir string) auth.TokenOptions {
+	return auth.TokenOptions{Keys: g.keys.For("tokens"), State: dir, Log: g.log.With("part", "tokens"), Health: g.tracker, Now: g.now}
 }
 
 // openKeys opens the key ring of a configuration. Nothing is asked of a chip yet.
@@ -206,7 +217,7 @@ func (g *gateway) openConnector(cfg *config.Config, c *config.Component) (*conne
 	}
 	built, err := g.kinds.connectors[c.Type].Open(northbound.Env{
 		Name: c.Name, Gateway: cfg.Gateway.ID, Log: g.log.With("connector", c.Name), Health: g.tracker.For("connector " + c.Name),
-		Keys: g.keys.For("connector " + c.Name), State: dir, Now: g.now,
+		Keys: g.keys.For("connector " + c.Name), Tokens: g.tokens, State: dir, Now: g.now,
 	}, c.Own)
 	if err != nil {
 		return nil, err
@@ -385,6 +396,9 @@ func (g *gateway) close() error {
 	if g.spool != nil {
 		errs = append(errs, g.spool.Close())
 	}
+	if g.tokens != nil {
+		errs = append(errs, g.tokens.Close())
+	}
 	if g.realm != nil {
 		errs = append(errs, g.realm.Close())
 	}
@@ -419,8 +433,11 @@ func (g *gateway) reload(ctx context.Context) (status.Reloaded, error) {
 	if err := g.keys.Swap(cfg.Keys, filepath.Dir(cfg.Path)); err != nil {
 		return status.Reloaded{}, err
 	}
-	if err := g.realm.Swap(ctx, cfg); err != nil {
+	if err := g.tokens.Swap(cfg.Tokens); err != nil {
 		return status.Reloaded{}, errors.Join(err, g.keys.Swap(old.cfg.Keys, filepath.Dir(old.cfg.Path)))
+	}
+	if err := g.realm.Swap(ctx, cfg); err != nil {
+		return status.Reloaded{}, errors.Join(err, g.tokens.Swap(old.cfg.Tokens), g.keys.Swap(old.cfg.Keys, filepath.Dir(old.cfg.Path)))
 	}
 	return g.takeOver(ctx, old, fresh), nil
 }

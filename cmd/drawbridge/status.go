@@ -2,12 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"strings"
 
-	"errors"
 	"github.com/spf13/cobra"
 
 	"github.com/drawbridge/drawbridge/status"

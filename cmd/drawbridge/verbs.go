@@ -15,7 +15,11 @@ func (a *app) verbs() []*cobra.Command {
 		a.reloadVerb(),
 		a.routesVerb(),
 		a.keysVerb(),
+		a.enrollVerb(),
+		a.doctorVerb(),
 		a.spoolVerb(),
+		a.deviceVerb(),
+		a.connectorsVerb(),
 		a.demoVerb(),
 		a.versionVerb(),
 	}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"crypto/x509/pkix"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
+)
+
+func (a *app) enrollVerb() *cobra.Command {
+	var sans []string
+	c := &cobra.Command{
+		Use:   "enroll [NAME]",
+		Short: "Obtain a certificate for a key from its EST server, or a first token by the device flow",
+		Long: `NAME is that of a [key.NAME] with est = "...", whose key is made in its chip where there is none and certified by RFC 7030, or of a
+[token.NAME] with the device flow (RFC 8628), for which a person is told where to go and what to type there.
+Without NAME, every key that has an EST server and no valid certificate is enrolled.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			cfg, _, err := load(a.config(), kinds())
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 && cfg.Tokens[args[0]] != nil && cfg.Keys[args[0]] == nil {
+				return a.enrollToken(c.Context(), cfg, args[0])
+			}
+			return a.withKeys(c.Context(), first(args), func(ctx context.Context, ring *keyring.Ring) error {
+				names := args
+				if len(names) == 0 {
+					names = withoutCertificate(ctx, cfg, ring)
+				}
+				for _, name := range names {
+					s, err := ring.Enroll(ctx, name, keyring.Enrolment{Subject: pkix.Name{CommonName: cfg.Gateway.ID}, SANs: sans})
+					if err != nil {
+						return err
+					}
+					if s.Certificate != nil {
+						fmt.Fprintf(a.out, "%s: %s, until %s\n", name, s.Certificate.Subject, s.Certificate.NotAfter.Format(time.DateOnly))
+					}
+				}
+				return nil
+			})
+		},
+	}
+	c.Flags().StringSliceVar(&sans, "san", nil, "a DNS name, IP address, URI or mail address; may be repeated")
+	return c
+}
+
+func first(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	return args[0]
+}
+
+// withoutCertificate names the keys that an EST server could certify and none has yet.
+func withoutCertificate(ctx context.Context, cfg *config.Config, ring *keyring.Ring) (names []string) {
+	for _, s := range ring.List(ctx) {
+		if cfg.Keys[s.Name].EST != "" && (s.Certificate == nil || s.Certificate.NotAfter.Before(time.Now())) {
+			names = append(names, s.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (a *app) enrollToken(ctx context.Context, cfg *config.Config, name string) error {
+	ring, err := openKeys(ctx, cfg, slog.New(slog.DiscardHandler), nil, time.Now)
+	if err != nil {
+		return err
+	}
+	defer ring.Close()
+	dir, err := stateDir(cfg, "tokens")
+	if err != nil {
+		return err
+	}
+	tokens, err := auth.NewTokens(ctx, cfg.Tokens, auth.TokenOptions{
+		Keys: ring.For("tokens"), State: dir, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+	})
+	if err != nil {
+		return err
+	}
+	defer tokens.Close()
+	err = tokens.Enroll(ctx, name, func(p auth.DevicePrompt) {
+		fmt.Fprintf(a.out, "On any machine with a browser, go to %s and type %s before %s.\n", p.URL, p.Code, p.Expires.Format(time.TimeOnly))
+		if p.Direct != "" {
+			fmt.Fprintf(a.out, "The same in one: %s\n", p.Direct)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.out, "%s: the token is there, sealed by the chip\n", name)
+	return err
+}
