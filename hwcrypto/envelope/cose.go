@@ -9,15 +9,10 @@ import (
 	"github.com/drawbridge/drawbridge/hwcrypto"
 )
 
-// CBOR tags and header labels of RFC 9052 and RFC 9053.
+// The CBOR tags of RFC 9052. The header labels stand in the tags of the structs below: 1 alg, 2 crit, 4 kid, 5 IV, -20 salt.
 const (
 	tagEncrypt0 = 16
 	tagSign1    = 18
-
-	labelAlg  = 1
-	labelKid  = 4
-	labelIV   = 5
-	labelSalt = -20
 )
 
 type encrypt0 struct {

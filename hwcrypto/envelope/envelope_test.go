@@ -70,7 +70,7 @@ func TestWithKeysInChips(t *testing.T) {
 				t.Errorf("JWS: %v", err)
 			}
 			// Another's library reads it too.
-			o, err := jose.ParseSigned(string(jws), []jose.SignatureAlgorithm{jose.ES256, jose.ES384})
+			o, err := jose.ParseSignedCompact(string(jws), []jose.SignatureAlgorithm{jose.ES256, jose.ES384})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -112,7 +112,7 @@ func TestJWEByAnotherLibrary(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := jose.ParseEncrypted(string(msg), []jose.KeyAlgorithm{jose.DIRECT}, []jose.ContentEncryption{jose.A256GCM})
+	o, err := jose.ParseEncryptedCompact(string(msg), []jose.KeyAlgorithm{jose.DIRECT}, []jose.ContentEncryption{jose.A256GCM})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func BenchmarkSign(b *testing.B) {
 	digest := make([]byte, 32)
 	raw := func(b *testing.B) func() error {
 		c := k.t.id.module.ctx
-		h, err := c.OpenSession(k.t.id.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		h, err := c.OpenSession(k.t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 		if err != nil {
 			b.Error(err)
 		}

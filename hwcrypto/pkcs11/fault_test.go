@@ -71,7 +71,7 @@ func TestLossesThatTheNextOperationMends(t *testing.T) {
 	k := made(t, provider(t, Options{}), keytest.SoftHSM(t).URI("a"))
 	m := k.t.id.module
 	for what, lose := range map[string]func() error{
-		"all sessions are closed":       func() error { return m.ctx.CloseAllSessions(k.t.id.slot) },
+		"all sessions are closed":       func() error { return m.ctx.CloseAllSessions(k.t.slot) },
 		"somebody logs out":             func() error { return m.ctx.Logout(k.t.anchor) },
 		"somebody finalizes the module": func() error { return m.ctx.Finalize() },
 		"a session is closed":           func() error { k.t.mu.Lock(); defer k.t.mu.Unlock(); return m.ctx.CloseSession(k.t.free[0]) },

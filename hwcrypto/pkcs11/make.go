@@ -53,7 +53,7 @@ func (p *Provider) Generate(ctx context.Context, u hwcrypto.URI, alg hwcrypto.Al
 			return 0, h, err
 		}
 	default:
-		return nil, fmt.Errorf("%v: %w: no %q", t, hwcrypto.ErrUnsupported, alg)
+		return nil, fmt.Errorf("%v: %w: no %q", t.id, hwcrypto.ErrUnsupported, alg)
 	}
 	return t.create(ctx, u, class, maker)
 }
@@ -66,7 +66,7 @@ func (p *Provider) Import(ctx context.Context, u hwcrypto.URI, secret []byte) (h
 		return nil, err
 	}
 	if len(secret) == 0 {
-		return nil, fmt.Errorf("%v: the secret is empty", t)
+		return nil, fmt.Errorf("%v: the secret is empty", t.id)
 	}
 	v := bytes.Clone(secret)
 	if len(v) > sha256.BlockSize {
@@ -188,7 +188,7 @@ func (k *key) Seal(ctx context.Context, plain, aad []byte) ([]byte, error) {
 // Unseal opens what Seal has given.
 func (k *key) Unseal(ctx context.Context, sealed, aad []byte) ([]byte, error) {
 	if len(sealed) < 1+idSize+nonceSize+16 || sealed[0] != sealVersion {
-		return nil, fmt.Errorf("%v: %w", k.t, hwcrypto.ErrNotSealed)
+		return nil, fmt.Errorf("%v: %w", k.t.id, hwcrypto.ErrNotSealed)
 	}
 	sealed, aad = bytes.Clone(sealed), bytes.Clone(aad)
 	id, nonce, ct := sealed[1:1+idSize], sealed[1+idSize:1+idSize+nonceSize], sealed[1+idSize+nonceSize:]

@@ -137,7 +137,7 @@ func (k *key) Describe(ctx context.Context) (hwcrypto.Info, error) {
 		if err != nil {
 			return hwcrypto.Info{}, err
 		}
-		i := hwcrypto.Info{URI: k.uri.String(), Where: k.t.String(), Algorithm: k.alg, Hardware: true, Attributes: map[string]string{}}
+		i := hwcrypto.Info{URI: k.uri.String(), Where: k.t.id.String(), Algorithm: k.alg, Hardware: true, Attributes: map[string]string{}}
 		if k.pub != nil {
 			i.Fingerprint = hwcrypto.Fingerprint(k.pub)
 		}
@@ -167,13 +167,6 @@ func (k *key) Describe(ctx context.Context) (hwcrypto.Info, error) {
 		}
 		return i, nil
 	})
-}
-
-// String names the token.
-func (t *token) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.id.String()
 }
 
 // List describes every private and secret key of u's token.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -71,10 +72,19 @@ func (p *Provider) Close() error {
 	tokens := p.tokens
 	p.tokens = nil
 	p.mu.Unlock()
-	for _, t := range tokens {
-		t.close()
+	done := make(chan struct{})
+	go func() { // a module that hangs does not hold up the end of the process
+		defer close(done)
+		for _, t := range tokens {
+			t.close()
+		}
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(settle):
+		return fmt.Errorf("PKCS#11: %w: sessions are left open", hwcrypto.ErrTimeout)
 	}
-	return nil
 }
 
 func (p *Provider) module(path string) (*module, error) {
@@ -103,7 +113,7 @@ func (p *Provider) token(ctx context.Context, u hwcrypto.URI) (*token, error) {
 	}
 	// Loading and looking may hang, like all that chips do.
 	type found struct {
-		list []identity
+		list []place
 		err  error
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, p.o.timeout(), fmt.Errorf("PKCS#11 module %s: %w", strings.Join(paths, ", "), hwcrypto.ErrTimeout))
@@ -147,11 +157,11 @@ func describe(u hwcrypto.URI) string {
 }
 
 // scan looks through the modules. Trouble with one module counts only where no other has the token.
-func (p *Provider) scan(ctx context.Context, paths []string, u hwcrypto.URI) (list []identity, err error) {
+func (p *Provider) scan(ctx context.Context, paths []string, u hwcrypto.URI) (list []place, err error) {
 	for _, path := range paths {
 		m, e := p.module(path)
 		if e == nil {
-			var some []identity
+			var some []place
 			if some, e = m.find(ctx, u); e == nil && len(some) == 0 {
 				// A module may list only what was there when it was initialized.
 				if m.quiet() && m.initialize(ctx, m.generation()) == nil {
@@ -167,18 +177,18 @@ func (p *Provider) scan(ctx context.Context, paths []string, u hwcrypto.URI) (li
 	return list, err
 }
 
-func (p *Provider) share(i identity, u hwcrypto.URI) (*token, error) {
+func (p *Provider) share(at place, u hwcrypto.URI) (*token, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil, errors.New("PKCS#11: closed")
 	}
 	for _, t := range p.tokens {
-		if t.id.same(i) {
+		if t.id == at.identity {
 			return t, nil
 		}
 	}
-	t := newToken(p.ctx, p.o, i, u)
+	t := newToken(p.ctx, p.o, at, u)
 	p.tokens = append(p.tokens, t)
 	return t, nil
 }
@@ -187,13 +197,13 @@ func (p *Provider) share(i identity, u hwcrypto.URI) (*token, error) {
 type identity struct {
 	module                             *module
 	label, serial, manufacturer, model string
-	slot                               uint // where it was seen last
-	gen                                int  // of the module, for slot
 }
 
-func (i identity) same(j identity) bool {
-	i.slot, i.gen = j.slot, j.gen
-	return i == j
+// place is where a token was seen.
+type place struct {
+	identity
+	slot uint
+	gen  int // of the module
 }
 
 func (i identity) String() string { return fmt.Sprintf("PKCS#11 token %q (%s)", i.label, i.model) }
@@ -212,7 +222,7 @@ func (m *module) generation() int {
 }
 
 // find lists the tokens in the module's slots that u describes.
-func (m *module) find(ctx context.Context, u hwcrypto.URI) ([]identity, error) {
+func (m *module) find(ctx context.Context, u hwcrypto.URI) ([]place, error) {
 	gen, err := m.enter(ctx)
 	if err != nil {
 		return nil, err
@@ -235,7 +245,7 @@ func (m *module) find(ctx context.Context, u hwcrypto.URI) ([]identity, error) {
 	return list, nil
 }
 
-func (m *module) slots(gen int, u hwcrypto.URI) ([]identity, error) {
+func (m *module) slots(gen int, u hwcrypto.URI) ([]place, error) {
 	lib, err := m.ctx.GetInfo()
 	if err != nil {
 		return nil, err
@@ -248,7 +258,7 @@ func (m *module) slots(gen int, u hwcrypto.URI) ([]identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []identity
+	var list []place
 	for _, s := range slots {
 		if u.SlotID != nil && *u.SlotID != s {
 			continue
@@ -264,7 +274,7 @@ func (m *module) slots(gen int, u hwcrypto.URI) ([]identity, error) {
 			}
 		}
 		if match(u.Token, t.Label) && match(u.Serial, t.SerialNumber) && match(u.Manufacturer, t.ManufacturerID) && match(u.Model, t.Model) {
-			list = append(list, identity{m, pad(t.Label), pad(t.SerialNumber), pad(t.ManufacturerID), pad(t.Model), s, gen})
+			list = append(list, place{identity{m, pad(t.Label), pad(t.SerialNumber), pad(t.ManufacturerID), pad(t.Model)}, s, gen})
 		}
 	}
 	return list, nil

@@ -31,11 +31,13 @@ const (
 type token struct {
 	ctx   context.Context // of the provider's life: crypto.Signer knows none
 	o     Options
-	uri   hwcrypto.URI // by which it is found again, and whose PIN source counts
+	id    identity
+	uri   hwcrypto.URI // whose PIN source counts
 	queue *queue.Queue
 
 	mu       sync.Mutex // guards what follows
-	id       identity
+	slot     uint
+	gen      int                  // of the module, for slot and all sessions
 	epoch    int                  // grows when all sessions and handles have become void
 	anchor   pkcs11.SessionHandle // kept open and not worked in: closing the last session would log out; 0: none
 	free     []pkcs11.SessionHandle
@@ -53,12 +55,13 @@ type session struct {
 	gen   int // of the module
 }
 
-func newToken(ctx context.Context, o Options, id identity, u hwcrypto.URI) *token {
+func newToken(ctx context.Context, o Options, at place, u hwcrypto.URI) *token {
 	n := o.Workers
 	if n == 0 {
 		n = workers
 	}
-	return &token{ctx: ctx, o: o, id: id, uri: u, queue: queue.New(queue.Options{Chip: id.String(), Workers: n, Timeout: o.timeout()})}
+	return &token{ctx: ctx, o: o, id: at.identity, slot: at.slot, gen: at.gen, uri: u,
+		queue: queue.New(queue.Options{Chip: at.identity.String(), Workers: n, Timeout: o.timeout()})}
 }
 
 func (t *token) close() {
@@ -70,7 +73,7 @@ func (t *token) close() {
 // discard closes the free sessions and makes all others void. t.mu is held.
 func (t *token) discard() {
 	m := t.id.module
-	if m.generation() == t.id.gen {
+	if m.generation() == t.gen {
 		for _, h := range t.free {
 			_ = m.ctx.CloseSession(h) // it may be gone already
 		}
@@ -87,7 +90,7 @@ func (t *token) drop() {
 	for _, h := range t.free {
 		_ = m.ctx.CloseSession(h)
 	}
-	m.opened(t.id.gen, -len(t.free)-t.used)
+	m.opened(t.gen, -len(t.free)-t.used)
 	t.free, t.used = nil, 0
 	t.epoch++
 }
@@ -98,7 +101,7 @@ func (t *token) forget() {
 	if t.anchor != 0 {
 		n++
 	}
-	t.id.module.opened(t.id.gen, -n)
+	t.id.module.opened(t.gen, -n)
 	t.free, t.used, t.anchor, t.loggedIn = nil, 0, 0, false
 	t.epoch++
 }
@@ -146,7 +149,7 @@ func (t *token) session(gen int) (session, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	m := t.id.module
-	if t.id.gen != gen { // initialized anew since: handles and slot numbers are void
+	if t.gen != gen { // initialized anew since: handles and slot numbers are void
 		t.forget()
 		if err := t.locate(gen); err != nil {
 			return session{}, err
@@ -178,12 +181,12 @@ func (t *token) session(gen int) (session, error) {
 
 func (t *token) openSession() (pkcs11.SessionHandle, error) {
 	m := t.id.module
-	h, err := m.ctx.OpenSession(t.id.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	h, err := m.ctx.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	if is(err, pkcs11.CKR_TOKEN_WRITE_PROTECTED) {
-		h, err = m.ctx.OpenSession(t.id.slot, pkcs11.CKF_SERIAL_SESSION)
+		h, err = m.ctx.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION)
 	}
 	if err == nil {
-		m.opened(t.id.gen, 1)
+		m.opened(t.gen, 1)
 	}
 	return h, err
 }
@@ -213,8 +216,8 @@ func (t *token) locate(gen int) error {
 		return err
 	}
 	for _, i := range list {
-		if t.id.same(i) {
-			t.id = i
+		if t.id == i.identity {
+			t.slot, t.gen = i.slot, i.gen
 			return nil
 		}
 	}
@@ -227,7 +230,7 @@ func (t *token) login() error {
 		return nil
 	}
 	m := t.id.module
-	info, err := m.ctx.GetTokenInfo(t.id.slot)
+	info, err := m.ctx.GetTokenInfo(t.slot)
 	if err != nil {
 		return err
 	}
@@ -304,7 +307,7 @@ func (t *token) mend(ctx context.Context, err error) (bool, error) {
 	switch {
 	case is(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED):
 		t.mu.Lock()
-		gen := t.id.gen
+		gen := t.gen
 		t.mu.Unlock()
 		if e := m.initialize(ctx, gen); e != nil {
 			return false, fmt.Errorf("%w: %w", hwcrypto.ErrNoToken, e)
@@ -350,7 +353,7 @@ func (t *token) gone(ctx context.Context) bool {
 	defer m.leave()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, err := m.ctx.GetTokenInfo(t.id.slot)
+	_, err := m.ctx.GetTokenInfo(t.slot)
 	return err != nil
 }
 
@@ -396,7 +399,5 @@ func (t *token) explain(err error) error {
 	case errors.As(err, &e) && uint(e) == pkcs11.CKR_SESSION_COUNT:
 		err = fmt.Errorf("no free session: %w", err)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	return fmt.Errorf("%v: %w", t.id, err)
 }
