@@ -17,61 +17,93 @@ import (
 const benchData = 256
 
 // BenchmarkAppend measures acknowledged appends per second with many producers, each of which waits for its own,
-// beside a loop that writes and flushes the same number of records at once with nothing else to do.
+// beside a loop that writes and flushes the same number of records at once with nothing else to do. One connector reads along.
 func BenchmarkAppend(b *testing.B) {
-	for _, producers := range []int{1, 32, 256, 1024} {
-		b.Run(fmt.Sprintf("producers=%d", producers), func(b *testing.B) {
-			raw := rawRate(b, producers)
-			s, err := Open(b.TempDir(), Options{MaxSize: 16 << 30, DropOldest: true})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer s.Close()
-			c := s.Consumer("a")
-			go func() {
-				for {
-					list, err := c.Read(b.Context(), 1000, 1<<20)
-					if err != nil {
+	for _, n := range []int{1, 32, 256, 1024} {
+		b.Run(fmt.Sprintf("producers=%d", n), func(b *testing.B) {
+			benchAppend(b, n, func(s *Spool, left *atomic.Int64) {
+				told := make(chan error, 1)
+				done := func(_ Pos, err error) { told <- err }
+				r := benchRecord()
+				for left.Add(-1) >= 0 {
+					s.Append(Normal, &r, done)
+					if err := <-told; err != nil {
+						b.Error(err)
 						return
 					}
-					for _, e := range list {
-						c.Settle(e.Pos, Delivered)
-					}
 				}
-			}()
-			warm := make(chan struct{})
-			s.Append(Normal, &Record{Time: time.Now(), Route: "r", To: []string{"a"}}, func(Pos, error) { close(warm) })
-			<-warm
-			before := s.Stats()
-			var left atomic.Int64
-			left.Store(int64(b.N))
-			b.ReportAllocs()
-			b.ResetTimer()
-			start := time.Now()
-			var wg sync.WaitGroup
-			for range producers {
-				wg.Go(func() {
-					told := make(chan error, 1)
-					done := func(_ Pos, err error) { told <- err }
-					r := Record{ID: msg.NewID(start), Time: start, Route: "sensors", To: []string{"a"}, Data: make([]byte, benchData)}
-					for left.Add(-1) >= 0 {
-						s.Append(Normal, &r, done)
-						if err := <-told; err != nil {
-							b.Error(err)
-							return
-						}
-					}
-				})
-			}
-			wg.Wait()
-			rate := float64(b.N) / time.Since(start).Seconds()
-			after := s.Stats()
-			b.ReportMetric(rate, "acks/s")
-			b.ReportMetric(rate/raw, "of-raw")
-			b.ReportMetric(float64(after.Written-before.Written)/float64(b.N), "octets/record")
-			b.ReportMetric(float64(b.N)/float64(after.Commits-before.Commits), "records/commit")
+			})
 		})
 	}
+}
+
+// BenchmarkInFlight is the same for producers that append the next record when they are told of the last, without a goroutine each.
+func BenchmarkInFlight(b *testing.B) {
+	for _, n := range []int{1, 32, 256, 1024} {
+		b.Run(fmt.Sprintf("records=%d", n), func(b *testing.B) {
+			benchAppend(b, n, func(s *Spool, left *atomic.Int64) {
+				end := make(chan struct{})
+				r := benchRecord()
+				var done func(Pos, error)
+				done = func(_ Pos, err error) {
+					if err != nil {
+						b.Error(err)
+					}
+					if err != nil || left.Add(-1) < 0 {
+						close(end)
+					} else {
+						s.Append(Normal, &r, done)
+					}
+				}
+				s.Append(Normal, &r, done)
+				<-end
+			})
+		})
+	}
+}
+
+func benchRecord() Record {
+	now := time.Now()
+	return Record{ID: msg.NewID(now), Time: now, Route: "sensors", To: []string{"a"}, Data: make([]byte, benchData)}
+}
+
+func benchAppend(b *testing.B, producers int, produce func(*Spool, *atomic.Int64)) {
+	raw := rawRate(b, producers)
+	s, err := Open(b.TempDir(), Options{MaxSize: 16 << 30, DropOldest: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	c := s.Consumer("a")
+	go func() {
+		for {
+			list, err := c.Read(b.Context(), 1000, 1<<20)
+			if err != nil {
+				return
+			}
+			for _, e := range list {
+				c.Settle(e.Pos, Delivered)
+			}
+		}
+	}()
+	mustPut(b, s, Normal, benchRecord())
+	before := s.Stats()
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	b.ReportAllocs()
+	b.ResetTimer()
+	start := time.Now()
+	var wg sync.WaitGroup
+	for range producers {
+		wg.Go(func() { produce(s, &left) })
+	}
+	wg.Wait()
+	rate := float64(b.N) / time.Since(start).Seconds()
+	after := s.Stats()
+	b.ReportMetric(rate, "acks/s")
+	b.ReportMetric(rate/raw, "of-raw")
+	b.ReportMetric(float64(after.Written-before.Written)/float64(b.N), "octets/record")
+	b.ReportMetric(float64(b.N)/float64(after.Commits-before.Commits), "records/commit")
 }
 
 // rawRate is what the disk gives: records per second where n of them are one write and one flush.
