@@ -106,14 +106,21 @@ func Call[T any](ctx context.Context, q *Queue, f func(context.Context) (T, erro
 		}()
 		r.v, r.err = f(ctx)
 	}()
+	// An operation that was interrupted for its time may return just before that is seen here: its time is the reason.
+	outcome := func(r result) (T, error) {
+		if r.err != nil && ctx.Err() != nil {
+			return zero, context.Cause(ctx)
+		}
+		return r.v, r.err
+	}
 	select {
 	case r := <-done:
-		return r.v, r.err
+		return outcome(r)
 	case <-ctx.Done():
 	}
 	select { // both may be ready: a result that is there counts
 	case r := <-done:
-		return r.v, r.err
+		return outcome(r)
 	default:
 	}
 	call.abandon()
