@@ -42,6 +42,7 @@ type conn struct {
 	rate        bucket
 	leftQoS0    func(error) // in.left, bound once
 	deadlineSet time.Time
+	cools       bool     // a read that times out does no harm
 	cooling     bool     // the deadline set is the end of being hot
 	small       [64]byte // what an idle connection reads into
 }
@@ -67,9 +68,22 @@ type known struct {
 
 // stopReading wakes the goroutine that reads and lets it end the connection as e says.
 func (c *conn) stopReading(e *ending) {
-	if c.end.CompareAndSwap(nil, e) {
-		c.nc.SetReadDeadline(time.Unix(1, 0))
+	if !c.end.CompareAndSwap(nil, e) {
+		return
 	}
+	if _, ok := c.nc.(*web); ok { // its reading cannot be interrupted and its writing go on
+		c.out.close(c.farewell(e))
+		return
+	}
+	c.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+// farewell is what the client is told at the end.
+func (c *conn) farewell(e *ending) []byte {
+	if c.version != packet.V5 {
+		return nil
+	}
+	return packet.AppendDisconnect(nil, e.code, c.fit(e.text))
 }
 
 // serve reads until the connection ends, and cleans up.
@@ -105,11 +119,7 @@ func (c *conn) finish(ctx context.Context, err error) {
 		case <-ctx.Done():
 		}
 	}
-	var last []byte
-	if c.version == packet.V5 {
-		last = packet.AppendDisconnect(nil, end.code, c.fit(end.text))
-	}
-	c.out.finish(last)
+	c.out.finish(c.farewell(end))
 	linger(c.nc)
 	c.out.kill()
 }
@@ -231,7 +241,7 @@ func (c *conn) fill(buf []byte, big bool) (int, error) {
 		if c.keepAlive > 0 {
 			d = now.Add(c.keepAlive + c.keepAlive/2)
 		}
-		c.cooling = big && len(buf) == 0 && (c.keepAlive == 0 || hot < c.keepAlive)
+		c.cooling = big && len(buf) == 0 && c.cools && (c.keepAlive == 0 || hot < c.keepAlive)
 		if c.cooling {
 			d = now.Add(hot)
 		}

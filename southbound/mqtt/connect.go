@@ -23,6 +23,8 @@ const connectLimit = 32 << 10
 // CONNECT. The deadline of nc is already set.
 func (l *listener) open(ctx context.Context, nc net.Conn, chain []*x509.Certificate) (*conn, []byte, error) {
 	c := &conn{l: l, nc: nc, remote: nc.RemoteAddr().String()}
+	_, isWeb := nc.(*web)
+	c.cools = !isWeb
 	c.leftQoS0 = c.in.left
 	c.in.room.L = &c.in.mu
 	c.out.init(nc, &l.chunks, c.drained)

@@ -223,6 +223,19 @@ func (l *listener) login(ctx context.Context, nc net.Conn) (*conn, []byte, error
 		}
 		l.count.handshakes.Add(1)
 	}
+	if l.cfg.Transport == "websocket" {
+		w, err := upgrade(l.ctx, nc)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := nc.SetDeadline(time.Time{}); err != nil {
+			return nil, nil, err
+		}
+		nc = w
+		if err := nc.SetDeadline(time.Now().Add(time.Duration(l.cfg.ConnectTimeout))); err != nil {
+			return nil, nil, err
+		}
+	}
 	return l.open(ctx, nc, chain)
 }
 

@@ -21,7 +21,8 @@ type output struct {
 	mu      sync.Mutex
 	buf     []byte    // guarded by mu
 	writing bool      // guarded by mu
-	closing bool      // guarded by mu: close once buf is written
+	closing bool      // guarded by mu: nothing more is taken
+	hangUp  bool      // guarded by mu: close once buf is written
 	dead    bool      // guarded by mu: nothing is written any more
 	idle    sync.Cond // its L is &mu; signalled when writing ends
 }
@@ -101,8 +102,12 @@ func (o *output) write() {
 		if len(b) == 0 || o.dead {
 			o.writing = false
 			o.idle.Broadcast()
+			hangUp := o.hangUp
 			o.mu.Unlock()
 			o.chunks.put(b)
+			if hangUp {
+				o.nc.Close()
+			}
 			return
 		}
 		o.mu.Unlock()
@@ -140,13 +145,19 @@ func (o *output) finish(last []byte) {
 	o.mu.Unlock()
 }
 
-// close takes nothing more, sends last after what waits, and leaves the rest to the goroutine that reads: it is woken.
+// close takes nothing more, sends last after what waits, and then closes the connection. It does not wait.
 func (o *output) close(last []byte) {
 	o.mu.Lock()
 	if !o.dead && !o.closing {
-		o.buf = append(o.start(), last...)
-		o.closing = true
+		if len(o.buf)+len(last) > 0 {
+			o.buf = append(o.start(), last...)
+		}
+		o.closing, o.hangUp = true, true
 		o.wake()
 	}
+	now := o.hangUp && !o.writing
 	o.mu.Unlock()
+	if now {
+		o.nc.Close()
+	}
 }
