@@ -17,11 +17,13 @@ import (
 
 // Config is [listener.NAME] of type "coap".
 type Config struct {
-	Listen       string      `toml:"listen"`
-	Transport    string      `toml:"transport"`     // "udp", or "tcp" (RFC 8323): TLS with certificates, or in the clear
-	Security     []string    `toml:"security"`      // "psk", "x509"; or "none", on loopback only
-	Key          string      `toml:"key"`           // of the server certificate, for "x509"
-	DeviceCA     config.Path `toml:"device_ca"`     // PEM, for "x509"
+	Listen    string      `toml:"listen"`
+	Transport string      `toml:"transport"` // "udp", or "tcp" (RFC 8323): TLS with certificates, or in the clear
+	Security  []string    `toml:"security"`  // "psk", "x509"; or "none", on loopback only
+	Key       string      `toml:"key"`       // of the server certificate, for "x509"
+	DeviceCA  config.Path `toml:"device_ca"` // PEM, for "x509"
+	// DeviceCRL names revocation lists, PEM or DER. The authenticator reads and checks them.
+	DeviceCRL    config.Path `toml:"device_crl"`
 	StateKey     string      `toml:"state_key"`     // seals what is kept of associations; empty: key
 	ConnectionID bool        `toml:"connection_id"` // RFC 9146, where the client offers it
 	Suites       []string    `toml:"suites"`        // IANA names in order of preference; empty: all that are sound
@@ -93,9 +95,10 @@ func (c *Config) Check(s *config.Scope) {
 		}
 		if c.DeviceCA == "" {
 			s.Errorf("device_ca", `security "x509" needs device_ca`).Hint = "the CA that has signed the devices' certificates, as PEM"
-		} else if _, _, err := readCA(string(c.DeviceCA)); err != nil {
-			s.Errorf("device_ca", "device_ca: %v", err)
 		}
+	}
+	if c.DeviceCRL != "" && c.DeviceCA == "" {
+		s.Errorf("device_crl", "device_crl without device_ca")
 	}
 	if c.StateKey != "" {
 		s.Key("state_key", c.StateKey)
@@ -106,6 +109,11 @@ func (c *Config) Check(s *config.Scope) {
 			all = append(all, suite.Name)
 		}
 		s.OneOf(fmt.Sprintf("suites[%d]", i), name, all...)
+	}
+	if len(c.Suites) > 0 && c.Transport == "udp" && !c.uses("none") {
+		if _, err := c.suites(); errors.Is(err, errNoSuite) {
+			s.Errorf("suites", "%v", err)
+		}
 	}
 	positive := func(key string, ok bool) {
 		if !ok {
@@ -125,6 +133,8 @@ func (c *Config) Check(s *config.Scope) {
 		s.Errorf("max_retransmit", "max_retransmit: %d is not from 0 to 20", c.MaxRetransmit)
 	}
 }
+
+var errNoSuite = errors.New("suites: none goes with the listener's security")
 
 func (c *Config) uses(security string) bool { return slices.Contains(c.Security, security) }
 
@@ -147,7 +157,7 @@ func (c *Config) suites() (list []*dtls.Suite, err error) {
 		}
 	}
 	if len(list) == 0 {
-		return nil, errors.New("suites: none goes with the listener's security")
+		return nil, errNoSuite
 	}
 	return list, nil
 }

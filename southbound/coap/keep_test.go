@@ -184,7 +184,7 @@ func TestAssociationsSurviveKill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	watch := newWatcher(t, addr)
+	watch := newWatcher(t, addr, nil)
 	dev, err := dialGoCoAP(ctx, nil, watch.addr(), "th-1", []byte("southtest-secret-of-th-1"))
 	if err != nil {
 		t.Fatal(err)
@@ -232,7 +232,8 @@ type watcher struct {
 	past        [][]byte // guarded by mu: what the device has sent under protection
 }
 
-func newWatcher(t *testing.T, server *net.UDPAddr) *watcher {
+// newWatcher makes one. meddle, which may be nil, sees what the device sends before the gateway does.
+func newWatcher(t *testing.T, server *net.UDPAddr, meddle func(w *watcher, datagram []byte)) *watcher {
 	t.Helper()
 	listen := func() *net.UDPConn {
 		c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -258,6 +259,9 @@ func newWatcher(t *testing.T, server *net.UDPAddr) *watcher {
 				w.mu.Lock()
 				w.past = append(w.past, bytes.Clone(buf[:n]))
 				w.mu.Unlock()
+			}
+			if meddle != nil {
+				meddle(w, buf[:n])
 			}
 			w.back.WriteTo(buf[:n], server)
 		}

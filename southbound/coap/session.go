@@ -29,21 +29,23 @@ const unlimited = math.MaxInt32
 
 // session is one endpoint: a DTLS association or, without DTLS, an address. It is guarded by the listener's lock.
 type session struct {
-	conn    *dtls.Conn // nil without DTLS
-	stream  *stream    // nil over UDP
-	addr    netip.AddrPort
-	id      *auth.Identity
-	since   time.Time
-	seen    time.Time
-	recent  []exchange // a ring once it is full
-	at      int        // where the ring goes on
-	credit  int        // octets that may be sent to an address that is not proved
-	paced   time.Time  // what it has sent is paid for then
-	waiting int        // reports that wait for the uplink
-	mid     uint16     // of the next message of this side
-	dead    bool
-	talk    *talk // what goes the other way; nil until something does
-	parts   []*assembly
+	conn        *dtls.Conn // nil without DTLS
+	stream      *stream    // nil over UDP
+	addr        netip.AddrPort
+	id          *auth.Identity
+	since       time.Time
+	seen        time.Time
+	recent      []exchange     // a ring once it is full
+	at          int            // where the ring goes on
+	former      netip.AddrPort // where it was before it moved to an address that is not proved
+	formerUntil time.Time
+	credit      int       // octets that may be sent to an address that is not proved
+	paced       time.Time // what it has sent is paid for then
+	waiting     int       // reports that wait for the uplink
+	mid         uint16    // of the next message of this side
+	dead        bool
+	talk        *talk // what goes the other way; nil until something does
+	parts       []*assembly
 
 	slot      int  // in the file of kept associations
 	reserving bool // sequence numbers are being reserved
@@ -250,7 +252,15 @@ func (t *turn) heard(s *session, from netip.AddrPort, newest bool, size int) {
 	case newest && from != s.addr:
 		moved = true
 		t.l.count.rebound.Add(1)
-		s.addr, s.credit = from, 3*size
+		switch {
+		case from == s.former && t.now.Before(s.formerUntil): // it never left
+			s.addr, s.credit, s.former = from, unlimited, netip.AddrPort{}
+		case s.credit == unlimited:
+			s.former, s.formerUntil = s.addr, t.now.Add(formerFor)
+			fallthrough
+		default:
+			s.addr, s.credit = from, 3*size
+		}
 		t.l.awake(s.id)
 	case s.credit != unlimited && from == s.addr:
 		s.credit = min(s.credit+3*size, 1<<20)
@@ -294,15 +304,24 @@ func (t *turn) send(s *session, m []byte) {
 		}
 		t.l.reserveAhead(s)
 	}
-	if s.credit != unlimited {
-		if s.credit < len(b) {
-			t.l.count.amplification.Add(1)
-			return // the device asks again, and pays for more
-		}
+	switch {
+	case s.credit == unlimited:
+		t.put(b, s.addr)
+		return
+	case s.credit >= len(b):
 		s.credit -= len(b)
+		t.put(b, s.addr)
+	default: // the device asks again, and pays for more
+		t.l.count.amplification.Add(1)
 	}
-	t.put(b, s.addr)
+	if s.former.IsValid() && t.now.Before(s.formerUntil) {
+		t.put(append(t.slot(), b...), s.former)
+	}
 }
+
+// formerFor is how long what is sent to an address that is not proved goes to the one before, too. So someone who copies a device's datagram and
+// delivers it first, from elsewhere, does not cut the device off.
+const formerFor = 10 * time.Second
 
 // sendMessage encodes and sends.
 func (t *turn) sendMessage(s *session, m *message.Message) []byte {
