@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/drawbridge/drawbridge/config"
@@ -54,6 +55,8 @@ type authenticator struct {
 	health *health.Reporter
 	slots  chan struct{}
 
+	gone atomic.Bool // a reload has dropped it
+
 	mu    sync.Mutex
 	known map[string]remembered // guarded by mu; by MAC of the question
 }
@@ -87,6 +90,7 @@ func (r *Realm) newAuthenticator(cfg *config.Authenticator) (*authenticator, err
 }
 
 func (a *authenticator) close() {
+	a.gone.Store(true)
 	a.client.CloseIdleConnections()
 	a.health.ClearAll()
 }
@@ -158,7 +162,7 @@ func (a *authenticator) ask(ctx context.Context, mark string, q *Question) (Answ
 		a.remember(mark, answer)
 	case errors.Is(err, ErrUnknown):
 		a.health.Clear(&AuthenticatorUnreachable)
-	default:
+	case !a.gone.Load():
 		a.health.Set(&AuthenticatorUnreachable, err.Error())
 	}
 	return answer, err

@@ -92,6 +92,13 @@ func (i *issuer) close() {
 	i.health.ClearAll()
 }
 
+// away reports that the issuer cannot be asked, unless that is because nobody asks any more.
+func (i *issuer) away(err error) {
+	if i.life.Err() == nil {
+		i.health.Set(&IssuerUnreachable, clip(err.Error(), 200))
+	}
+}
+
 // trust makes the TLS configuration of a client that believes the CA file, or the system where there is none.
 func trust(ca config.Path, now func() time.Time) (*tls.Config, string, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, Time: now}
@@ -173,7 +180,7 @@ func (i *issuer) ready(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 		if err != nil {
 			err = undiscovered(err)
 			i.failed, i.failedAt = fmt.Errorf("issuer %q: %w", i.name, err), i.now()
-			i.health.Set(&IssuerUnreachable, err.Error())
+			i.away(err)
 		} else {
 			i.failed = nil
 			i.verifier = provider.VerifierContext(i.life, &oidc.Config{ClientID: i.cfg.Audience, SupportedSigningAlgs: algorithms, Now: i.now})
@@ -222,7 +229,7 @@ func (r *Realm) token(ctx context.Context, c *Credentials) (Identity, error) {
 	if err != nil {
 		if strings.Contains(err.Error(), "fetching keys") { // go-oidc's only mark of it
 			if !strings.Contains(err.Error(), errPaced.Error()) {
-				i.health.Set(&IssuerUnreachable, clip(err.Error(), 200))
+				i.away(err)
 			}
 			return Identity{}, fmt.Errorf("issuer %q: its keys cannot be fetched", i.name)
 		}

@@ -96,8 +96,10 @@ func (s *Source) store(ctx context.Context, token string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.unkept = err != nil; s.unkept {
+	if s.unkept = err != nil; s.unkept && !s.gone {
 		s.health.Set(&TokenUnkept, err.Error())
+	}
+	if err != nil {
 		return fmt.Errorf("refresh token: %w", err)
 	}
 	s.health.Clear(&TokenUnkept)

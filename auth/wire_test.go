@@ -93,7 +93,11 @@ func TestAssertionWithCertificateThumbprint(t *testing.T) {
 		f.Get("client_assertion_type") != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" || f.Has("client_secret") {
 		t.Errorf("form: %v", f)
 	}
-	if _, err := jose.ParseSigned(assertion, []jose.SignatureAlgorithm{jose.ES256}); err != nil {
+	jws, err := jose.ParseSignedCompact(assertion, []jose.SignatureAlgorithm{jose.ES256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := jws.Verify(key.Public()); err != nil {
 		t.Error(err)
 	}
 }
