@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -146,8 +147,66 @@ func (a *app) keysVerb() *cobra.Command {
 	}
 	seal.Flags().StringVar(&with, "key", "", "the `name` of the key whose chip seals")
 
-	c.AddCommand(list, fresh, csr, imported, seal)
+	c.AddCommand(list, fresh, csr, imported, seal, a.keysAttest(), a.keysNeedsRenewal())
 	return c
+}
+
+func (a *app) keysAttest() *cobra.Command {
+	var nonce string
+	c := &cobra.Command{
+		Use:   "attest NAME",
+		Short: "Print the chip's own statement on where the key lives, as JSON: TPM2_Certify with an attestation key, or PKCS#11 attributes",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			fresh, err := hex.DecodeString(nonce)
+			if err != nil {
+				return usage("keys attest: --nonce: %q is not hexadecimal", nonce)
+			}
+			return a.withKeys(c.Context(), args[0], func(ctx context.Context, ring *keyring.Ring) error {
+				statement, err := ring.Attest(ctx, args[0], fresh)
+				if err != nil {
+					return err
+				}
+				e := json.NewEncoder(a.out)
+				e.SetIndent("", "  ")
+				return e.Encode(statement)
+			})
+		},
+	}
+	c.Flags().StringVar(&nonce, "nonce", "", "what the verifier has chosen, in hexadecimal, so that an old statement does not pass")
+	return c
+}
+
+func (a *app) keysNeedsRenewal() *cobra.Command {
+	return &cobra.Command{
+		Use:   "needs-renewal [NAME]",
+		Short: "Tell by the exit status whether a certificate is due: 0 yes, 3 no",
+		Long:  "A certificate is due when two thirds of its time have passed, or when there is none. Those that are due are printed, one a line.",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.withKeys(c.Context(), first(args), func(ctx context.Context, ring *keyring.Ring) error {
+				names := args
+				if len(names) == 0 {
+					names = ring.Names()
+				}
+				due := false
+				for _, name := range names {
+					s := ring.Status(ctx, name)
+					if s.Err != "" {
+						return fmt.Errorf("key %s: %s", name, s.Err)
+					}
+					if s.Certificate == nil || !time.Now().Before(s.Certificate.RenewAt) {
+						due = true
+						fmt.Fprintln(a.out, name)
+					}
+				}
+				if !due {
+					return no()
+				}
+				return nil
+			})
+		},
+	}
 }
 
 func (a *app) readFile(name string) ([]byte, error) {

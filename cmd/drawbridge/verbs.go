@@ -17,6 +17,7 @@ func (a *app) verbs() []*cobra.Command {
 		a.keysVerb(),
 		a.enrollVerb(),
 		a.doctorVerb(),
+		a.supportVerb(),
 		a.spoolVerb(),
 		a.deviceVerb(),
 		a.connectorsVerb(),
