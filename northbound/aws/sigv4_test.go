@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/drawbridge/drawbridge/northbound/northtest"
 )
 
 // The signature is that of botocore 1.43.11 for the same input.
@@ -49,4 +51,14 @@ func FuzzAnswers(f *testing.F) {
 		}
 		parse(string(body))
 	})
+}
+
+func TestPresignAgreesWithTheVendorsSDK(t *testing.T) {
+	c := credentials{accessKey: "AKIDEXAMPLE", secret: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"}
+	now := time.Date(2026, 7, 8, 9, 10, 11, 0, time.UTC)
+	sdk := northtest.NewSDK(t, "sigv4.mjs", "", "x-ats.iot.eu-west-1.amazonaws.com", "eu-west-1", c.accessKey, c.secret, now.Format(time.RFC3339), "60")
+	theirs := sdk.Said(t, "X-Amz-Signature")
+	if ours := presign("x-ats.iot.eu-west-1.amazonaws.com", "eu-west-1", c, now, time.Minute).Query().Get("X-Amz-Signature"); ours != theirs {
+		t.Fatalf("ours %s, theirs %s", ours, theirs)
+	}
 }
