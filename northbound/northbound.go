@@ -98,6 +98,8 @@ type Keys interface {
 type Tokens interface {
 	// Token gives the access token of [token.NAME], obtained or renewed where need be, and when it ends (zero: unknown).
 	Token(ctx context.Context, name string) (token string, expires time.Time, err error)
+	// Reject tells that a platform does not take the token, though its time has not come: the next is a new one.
+	Reject(name, token string)
 }
 
 // Signers is the ability of Keys to give a key itself, for what is signed outside TLS.

@@ -33,11 +33,12 @@ var SubscriptionRefused = health.Code{
 
 // Connector reaches one AWS IoT Core endpoint.
 type Connector struct {
-	env   northbound.Env
-	cfg   Config
-	vault vault
-	sent  atomic.Int64
-	read  atomic.Int64
+	env    northbound.Env
+	cfg    Config
+	vault  vault
+	bearer *mqtt.Bearer
+	sent   atomic.Int64
+	read   atomic.Int64
 
 	between time.Duration // log-ins
 
@@ -52,7 +53,7 @@ func open(env northbound.Env, cfg any) (northbound.Connector, error) {
 	if !ok {
 		return nil, fmt.Errorf("connector %s: configuration of type %T", env.Name, cfg)
 	}
-	return &Connector{env: env, cfg: *c, between: betweenLogins, shadows: map[string]*seen{}, jobs: map[string]*jobUpdate{}}, nil
+	return &Connector{env: env, cfg: *c, bearer: mqtt.NewBearer(env.Tokens, c.Token), between: betweenLogins, shadows: map[string]*seen{}, jobs: map[string]*jobUpdate{}}, nil
 }
 
 // Limits is northbound.Limited's.
@@ -98,7 +99,11 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 	if err != nil {
 		return nil, err
 	}
-	if s.Session, err = mqtt.Start(ctx, conn, o); err != nil {
+	s.Session, err = mqtt.Start(ctx, conn, o)
+	if c.cfg.Auth == "authorizer" {
+		err = c.bearer.Judge(err)
+	}
+	if err != nil {
 		return nil, hint(address.Explain(err))
 	}
 	err = s.begin(ctx)
@@ -201,20 +206,9 @@ func (c *Connector) url(port string) *url.URL {
 	return &url.URL{Scheme: "mqtts", Host: host}
 }
 
-func (c *Connector) token(ctx context.Context) (string, error) {
-	if c.env.Tokens == nil {
-		return "", msg.Permanent(fmt.Errorf("token %s: the gateway has no token sources", c.cfg.Token))
-	}
-	token, _, err := c.env.Tokens.Token(ctx, c.cfg.Token)
-	if err != nil {
-		return "", fmt.Errorf("token %s: %w", c.cfg.Token, err)
-	}
-	return token, nil
-}
-
 // authorize puts the token where the custom authorizer looks for it: in the user name, signed, or in the password.
 func (c *Connector) authorize(ctx context.Context, o *mqtt.Options) error {
-	token, err := c.token(ctx)
+	token, _, err := c.bearer.Token(ctx)
 	if err != nil {
 		return err
 	}

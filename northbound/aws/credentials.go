@@ -53,7 +53,7 @@ func (c *Connector) credentials(ctx context.Context) (credentials, error) {
 
 // byToken exchanges the token for credentials of the role (STS AssumeRoleWithWebIdentity).
 func (c *Connector) byToken(ctx context.Context) (credentials, error) {
-	token, err := c.token(ctx)
+	token, _, err := c.bearer.Token(ctx)
 	if err != nil {
 		return credentials{}, err
 	}
@@ -74,7 +74,8 @@ func (c *Connector) byToken(ctx context.Context) (credentials, error) {
 	if err != nil {
 		return credentials{}, fmt.Errorf("sts: %w", err)
 	}
-	return readSTS(status, body)
+	got, err := readSTS(status, body)
+	return got, c.bearer.Judge(err)
 }
 
 // sessionName is a RoleSessionName: 2 to 64 of [\w+=,.@-].
@@ -108,7 +109,7 @@ func readSTS(status int, body []byte) (credentials, error) {
 		}
 		refused := fmt.Errorf("sts: %s: %q", a.Error.Code, a.Error.Message)
 		switch a.Error.Code {
-		case "AccessDenied", "IDPRejectedClaim", "InvalidIdentityToken", "MalformedPolicyDocument", "PackedPolicyTooLarge", "RegionDisabledException", "ValidationError":
+		case "AccessDenied", "ExpiredTokenException", "IDPRejectedClaim", "InvalidIdentityToken", "MalformedPolicyDocument", "PackedPolicyTooLarge", "RegionDisabledException", "ValidationError":
 			return credentials{}, msg.Permanent(refused)
 		}
 		return credentials{}, refused

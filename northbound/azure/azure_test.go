@@ -54,6 +54,8 @@ type issuer struct {
 	n    int
 	life time.Duration
 	down bool
+
+	rejected []string
 }
 
 func (i *issuer) Token(context.Context, string) (string, time.Time, error) {
@@ -64,6 +66,13 @@ func (i *issuer) Token(context.Context, string) (string, time.Time, error) {
 	}
 	i.n++
 	return fmt.Sprintf("token %d", i.n), time.Now().Add(i.life), nil
+}
+
+// Reject makes a token that was refused no more what it gives.
+func (i *issuer) Reject(_, token string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rejected = append(i.rejected, token)
 }
 
 func isToken(s string) bool { return strings.HasPrefix(s, "token ") }
@@ -322,6 +331,24 @@ func TestTokenIsRenewedWithoutDisconnect(t *testing.T) {
 	northtest.Await(t, "another token", seen(n+1))
 	if s.Context().Err() != nil {
 		t.Fatal(context.Cause(s.Context()))
+	}
+}
+
+func TestTokenThatIsRefusedIsNotShownAgain(t *testing.T) {
+	b := northtest.NewGrid(t, "OAUTH2-JWT", func(token string) bool { return token == "token 2" || token == "token 5" })
+	i := &issuer{life: time.Hour}
+	c := connector(t, b, i, func(c *azure.Config) { c.Service, c.Auth, c.Token, c.Key = "eventgrid", "oauth", "entra", "" })
+	for n, want := range []struct{ ok, permanent bool }{{false, false}, {true, false}, {false, false}, {false, true}, {true, false}} {
+		s, err := c.Dial(t.Context(), &northtest.Downlink{})
+		if (err == nil) != want.ok || msg.IsPermanent(err) != want.permanent {
+			t.Fatalf("log-in %d: %v", n+1, err)
+		}
+		if err == nil {
+			s.Close()
+		}
+	}
+	if got := strings.Join(i.rejected, ", "); got != "token 1, token 3, token 4" {
+		t.Fatal(got)
 	}
 }
 

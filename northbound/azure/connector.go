@@ -35,6 +35,7 @@ type Connector struct {
 	sent atomic.Int64
 	read atomic.Int64
 
+	bearer       *mqtt.Bearer
 	leastRenewal time.Duration // between two re-authentications
 
 	mu       sync.Mutex
@@ -49,7 +50,7 @@ func open(env northbound.Env, cfg any) (northbound.Connector, error) {
 	if !ok {
 		return nil, fmt.Errorf("connector %s: configuration of type %T", env.Name, cfg)
 	}
-	return &Connector{env: env, cfg: *c, leastRenewal: renewPause}, nil
+	return &Connector{env: env, cfg: *c, bearer: mqtt.NewBearer(env.Tokens, c.Token), leastRenewal: renewPause}, nil
 }
 
 // Limits is northbound.Limited's.

@@ -38,16 +38,13 @@ func (c *Connector) gridLogin(ctx context.Context) (a mqtt.Address, o mqtt.Optio
 	if c.cfg.Auth == "x509" {
 		return a, o, nil, nil
 	}
-	if c.env.Tokens == nil {
-		return a, o, nil, msg.Permanent(fmt.Errorf("token %s: the gateway has no token sources", c.cfg.Token))
-	}
 	o.Method = map[string]string{"oauth": "OAUTH2-JWT", "jwt": "CUSTOM-JWT"}[c.cfg.Auth]
 	var mu sync.Mutex
 	var end time.Time
 	o.Auth = func(ctx context.Context, _ []byte) ([]byte, error) {
-		token, expires, err := c.env.Tokens.Token(ctx, c.cfg.Token)
+		token, expires, err := c.bearer.Token(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("token %s: %w", c.cfg.Token, err)
+			return nil, err
 		}
 		mu.Lock()
 		end = expires
@@ -75,6 +72,9 @@ func (c *Connector) dialGrid(ctx context.Context, down northbound.Downlink) (nor
 		return nil, err
 	}
 	s, err := mqtt.Start(ctx, conn, o)
+	if c.cfg.Auth != "x509" {
+		err = c.bearer.Judge(err)
+	}
 	if err != nil {
 		return nil, c.hint(address.Explain(err))
 	}
