@@ -9,6 +9,8 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,6 +22,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/config"
 )
 
 // idp is an OpenID provider as far as verifying its tokens goes, with a knob per fault.
@@ -228,6 +231,29 @@ func TestIssuerThatIsAway(t *testing.T) {
 	b.advance(time.Minute)
 	if !slices.Contains(b.problems(), "issuer-unreachable") {
 		t.Errorf("problems: %v", b.problems())
+	}
+}
+
+// A device logs in by a token that a certified provider gave it.
+func TestTokensOfProvider(t *testing.T) {
+	p := startIssuer(t, newChip(t))
+	g := newGateway(t, p, t.TempDir(), map[string]*config.Token{
+		"device": {ClientID: "pkjwt", ClientAuth: "private_key_jwt", Key: "ec", Scopes: []string{"iot"}, Params: map[string]string{"resource": "urn:iot"}},
+	})
+	token, expires, err := g.Token(t.Context(), "device")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(filepath.Join(p.dir, "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for audience, want := range map[string]bool{"urn:iot": true, "urn:other": false} {
+		b := newOutsideBench(t, "[issuer.plant]\nurl = \""+p.url+"\"\naudience = \""+audience+"\"\ndevice_claim = \"client_id\"\nca = \"ca.pem\"\n", map[string]string{"ca.pem": string(ca)})
+		id, err := b.realm.Login(t.Context(), []string{"password", "jwt"}, auth.Credentials{User: "x", Password: []byte(token), Remote: from("10.0.0.1:1")})
+		if (err == nil) != want || want && (id.Device != "pkjwt" || id.Expires.Sub(expires).Abs() > 5*time.Second) {
+			t.Errorf("for %s: %+v, %v", audience, id, err)
+		}
 	}
 }
 
