@@ -21,6 +21,12 @@ type ContextSigner interface {
 // HashBound is the ability of a key to say that the chip signs with some hashes only.
 type HashBound interface{ Hashes() []crypto.Hash }
 
+// Renamer is the ability of a provider to give a key another name. ErrNoKey where there is none at from, ErrKeyExists where there is
+// one at to.
+type Renamer interface {
+	Rename(ctx context.Context, from, to URI) error
+}
+
 // Queued is the ability of a provider to say how its chips' queues do.
 type Queued interface{ Queues() []QueueStats }
 

@@ -56,7 +56,7 @@ func (r *Ring) readChain(e *entry, k hwcrypto.Key) (*chain, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if c := e.chain; c != nil && c.modified.Equal(st.ModTime()) && c.size == st.Size() {
+	if c := e.chain; c != nil && isFor(c, k) && c.modified.Equal(st.ModTime()) && c.size == st.Size() {
 		return c, nil
 	}
 	b, err := os.ReadFile(path)
@@ -67,7 +67,7 @@ func (r *Ring) readChain(e *entry, k hwcrypto.Key) (*chain, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate %q: %w", path, err)
 	}
-	if pub, ok := k.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(c.leaf.PublicKey) {
+	if !isFor(c, k) {
 		return nil, hwcrypto.WithHint(fmt.Errorf("certificate %q: %w: it certifies %s, the chip has %s", path, errMismatch,
 			short(hwcrypto.Fingerprint(c.leaf.PublicKey)), short(hwcrypto.Fingerprint(k.Public()))),
 			fmt.Sprintf("have a CA sign what `drawbridge keys csr %s` prints", e.name))
@@ -75,6 +75,12 @@ func (r *Ring) readChain(e *entry, k hwcrypto.Key) (*chain, error) {
 	c.modified, c.size = st.ModTime(), st.Size()
 	e.chain = c
 	return c, nil
+}
+
+// isFor tells whether a chain certifies the key.
+func isFor(c *chain, k hwcrypto.Key) bool {
+	pub, ok := k.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return ok && pub.Equal(c.leaf.PublicKey)
 }
 
 // certPath is where a key's certificate lies; "" where there is no place for it.

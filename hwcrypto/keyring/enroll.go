@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -57,7 +58,6 @@ func (r *Ring) enroll(ctx context.Context, e *entry, what Enrolment) error {
 	if err != nil {
 		return err
 	}
-	s := r.signer(k)
 	client, err := r.estClient(ctx, e)
 	if err != nil {
 		return err
@@ -65,36 +65,48 @@ func (r *Ring) enroll(ctx context.Context, e *entry, what Enrolment) error {
 	defer clear(client.Password)
 
 	req := &x509.CertificateRequest{Subject: what.Subject}
-	ask := client.Enroll
+	var ask enroller = client.Enroll
 	if old, err := r.chainOf(e, k); err == nil && r.o.Now().Before(old.leaf.NotAfter) {
 		// RFC 7030 section 4.2.2: subject and alternative names are those of the certificate.
-		l := old.leaf
-		req = &x509.CertificateRequest{RawSubject: l.RawSubject, DNSNames: l.DNSNames, EmailAddresses: l.EmailAddresses, IPAddresses: l.IPAddresses, URIs: l.URIs}
+		req = again(old.leaf)
 		client.Certificate = r.certificate(k, old.der, old.leaf)
 		ask = client.Reenroll
 	} else if req.DNSNames, req.EmailAddresses, req.IPAddresses, req.URIs, err = splitNames(what.SANs); err != nil {
 		return err
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, req, s)
+	chain, err := r.fetch(ctx, client, ask, k, req, what.Prove)
 	if err != nil {
-		return fmt.Errorf("request: %w", err)
+		return err
+	}
+	path := r.certPath(e)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return hwcrypto.WriteFile(path, est.PEM(chain))
+}
+
+// fetch has a request for k certified, and proves the certificate before it is given back.
+func (r *Ring) fetch(ctx context.Context, client *est.Client, ask enroller, k hwcrypto.Key, req *x509.CertificateRequest,
+	prove func(context.Context, *tls.Certificate) error) ([]*x509.Certificate, error) {
+	csr, err := x509.CreateCertificateRequest(rand.Reader, req, r.signer(k))
+	if err != nil {
+		return nil, fmt.Errorf("request: %w", err)
 	}
 	roots, err := client.CACerts(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	chain, err := ask(ctx, csr, k.Public())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := r.verify(chain, roots); err != nil {
-		return fmt.Errorf("the new certificate: %w", err)
+		return nil, fmt.Errorf("the new certificate: %w", err)
 	}
 	fresh := r.certificate(k, nil, chain[0])
 	for _, c := range chain {
 		fresh.Certificate = append(fresh.Certificate, c.Raw)
 	}
-	prove := what.Prove
 	if prove == nil {
 		prove = func(ctx context.Context, c *tls.Certificate) error {
 			again := *client
@@ -104,13 +116,17 @@ func (r *Ring) enroll(ctx context.Context, e *entry, what Enrolment) error {
 		}
 	}
 	if err := prove(ctx, fresh); err != nil {
-		return fmt.Errorf("the new certificate is not accepted, so the old one stays: %w", err)
+		return nil, fmt.Errorf("the new certificate is not accepted, so the old one stays: %w", err)
 	}
-	path := r.certPath(e)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	return hwcrypto.WriteFile(path, est.PEM(chain))
+	return chain, nil
+}
+
+// enroller is Enroll or Reenroll of a client.
+type enroller = func(ctx context.Context, csr []byte, pub crypto.PublicKey) ([]*x509.Certificate, error)
+
+// again is a request for what a certificate has.
+func again(l *x509.Certificate) *x509.CertificateRequest {
+	return &x509.CertificateRequest{RawSubject: l.RawSubject, DNSNames: l.DNSNames, EmailAddresses: l.EmailAddresses, IPAddresses: l.IPAddresses, URIs: l.URIs}
 }
 
 // verify sees that the CA's own certificates vouch for the new one, by our clock.

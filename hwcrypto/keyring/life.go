@@ -114,6 +114,11 @@ func (r *Ring) New(ctx context.Context, name string, alg hwcrypto.Algorithm) (s 
 		if !ok {
 			return s, false, fmt.Errorf("key %q: %w: %s makes no keys", name, hwcrypto.ErrUnsupported, e.uri.Scheme)
 		}
+		if _, ok := g.(hwcrypto.Renamer); ok {
+			if _, e := r.providers[e.uri.Scheme].Open(ctx, renamed(e.uri, "-next")); e == nil {
+				return s, false, hwcrypto.WithHint(fmt.Errorf("key %q: a rotation to a new key was interrupted", name), "drawbridge keys rotate "+name)
+			}
+		}
 		var k hwcrypto.Key
 		k, err = g.Generate(ctx, e.uri, alg)
 		created = err == nil

@@ -24,15 +24,30 @@ type View struct {
 // Certificate gives the certificate chain of [key.NAME] with a crypto.Signer that lives in the chip. The file is read again when
 // it has changed, so that a call per handshake serves a renewed certificate without a restart.
 func (v View) Certificate(ctx context.Context, name string) (*tls.Certificate, error) {
-	e, k, err := v.r.named(hwcrypto.WithUser(ctx, v.user), name)
-	if err != nil {
-		return nil, err
-	}
-	c, err := v.r.chainOf(e, k)
+	k, c, err := v.r.pair(hwcrypto.WithUser(ctx, v.user), name)
 	if err != nil {
 		return nil, err
 	}
 	return v.certificate(k, c.der, c.leaf), nil
+}
+
+// pair gives a key with its certificate. A certificate for another key may be that of a key which was made in the
+// place of the one that we have open, so the chip is asked again.
+func (r *Ring) pair(ctx context.Context, name string) (hwcrypto.Key, *chain, error) {
+	e, k, err := r.named(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := r.chainOf(e, k)
+	if !errors.Is(err, errMismatch) {
+		return k, c, err
+	}
+	e.put(nil)
+	if k, err = r.open(ctx, e); err != nil {
+		return nil, nil, err
+	}
+	c, err = r.chainOf(e, k)
+	return k, c, err
 }
 
 // Signer gives the key itself, for what is signed outside TLS: JSON web tokens, requests.

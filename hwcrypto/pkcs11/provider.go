@@ -33,6 +33,7 @@ var (
 	_ hwcrypto.Generator = (*Provider)(nil)
 	_ hwcrypto.Importer  = (*Provider)(nil)
 	_ hwcrypto.Lister    = (*Provider)(nil)
+	_ hwcrypto.Renamer   = (*Provider)(nil)
 	_ hwcrypto.Queued    = (*Provider)(nil)
 )
 

@@ -50,6 +50,7 @@ var (
 	_ hwcrypto.Generator = (*Provider)(nil)
 	_ hwcrypto.Importer  = (*Provider)(nil)
 	_ hwcrypto.Lister    = (*Provider)(nil)
+	_ hwcrypto.Renamer   = (*Provider)(nil)
 	_ hwcrypto.Queued    = (*Provider)(nil)
 )
 
@@ -207,6 +208,27 @@ func (p *Provider) keep(path string, b *blob) error {
 		return err
 	}
 	return hwcrypto.WriteNew(path, b.encode())
+}
+
+// Rename gives a blob another name. The sealing companion stays with the old name: it is the name's, not the key's.
+func (p *Provider) Rename(_ context.Context, from, to hwcrypto.URI) error {
+	if from.Name == "" || to.Name == "" {
+		return fmt.Errorf("%v: %w: a key at a persistent handle has no name", p.chip(from), hwcrypto.ErrUnsupported)
+	}
+	err := os.Link(p.blobPath(from), p.blobPath(to)) // unlike a rename, a link does not replace
+	if err == nil {
+		err = os.Remove(p.blobPath(from))
+	}
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		err = hwcrypto.ErrKeyExists
+	case errors.Is(err, fs.ErrNotExist):
+		err = hwcrypto.ErrNoKey
+	}
+	if err != nil {
+		return fmt.Errorf("%v: rename %q to %q: %w", p.chip(from), from.Name, to.Name, err)
+	}
+	return nil
 }
 
 // List describes the keys that have blobs, and those at persistent handles.
