@@ -69,8 +69,8 @@ type Options struct {
 	MaxSize    int64         // octets of all classes together; default 1 GiB
 	MaxAge     time.Duration // default 168 h
 	DropOldest bool          // make room by expiring the oldest, counted, instead of ErrFull
-	Share      int64         // octets that one consumer may leave pending before appends for it alone are refused; default 3/4 of MaxSize
-	Segment    int64         // octets of a segment; default 4 MiB
+	Share      int64         // octets that one consumer may leave pending before appends for it alone are refused; default 3/4 of MaxSize, or of the file system where that is smaller
+	Segment    int64         // octets of a segment; default 4 MiB, less where MaxSize or the file system is small; a record takes half of it at most
 	Align      int           // commits are aligned to so many octets; default 4096
 	Linger     time.Duration // how long an idle spool waits for company before it writes, to spare flash; default 0
 	Now        func() time.Time
