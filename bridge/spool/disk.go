@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,7 +43,7 @@ type osDisk struct {
 }
 
 func openDisk(path string) (disk, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := makeDir(path); err != nil {
 		return nil, err
 	}
 	root, err := os.OpenRoot(path)
@@ -63,6 +64,28 @@ func openDisk(path string) (disk, error) {
 		return nil, fmt.Errorf("lock %q: %w", path, err)
 	}
 	return &osDisk{path: path, root: root, self: self}, nil
+}
+
+// makeDir makes a directory with those above it, and sees to it that a power cut does not take it away again.
+func makeDir(path string) error {
+	err := os.Mkdir(path, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	above := filepath.Dir(path)
+	if errors.Is(err, fs.ErrNotExist) && above != path {
+		if err = makeDir(above); err == nil {
+			err = os.Mkdir(path, 0o700)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(above)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func (d *osDisk) Dir(name string, create bool) (dir, error) {

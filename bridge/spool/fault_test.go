@@ -83,12 +83,12 @@ func TestFullAnswersReadsOnAndRecovers(t *testing.T) {
 		"disk full": func(t *testing.T) (*Spool, int64) {
 			d := newMemDisk()
 			d.capacity = 2 << 20
-			return openMem(t, d, Options{Segment: 64 << 10}), d.capacity
+			return openMem(t, d, Options{Segment: 64 << 10, Share: 1 << 40}), d.capacity
 		},
 		"tiny disk": func(t *testing.T) (*Spool, int64) {
 			d := newMemDisk()
 			d.capacity = 200 << 10
-			return openMem(t, d, Options{}), d.capacity
+			return openMem(t, d, Options{Share: 1 << 40}), d.capacity
 		},
 		"share": func(t *testing.T) (*Spool, int64) {
 			return openMem(t, newMemDisk(), Options{MaxSize: 4 << 20, Segment: 64 << 10, Share: 1 << 20}), 1 << 20
@@ -133,7 +133,7 @@ func TestFullAnswersReadsOnAndRecovers(t *testing.T) {
 func TestRoomReturnsOnTheDisk(t *testing.T) {
 	d := newMemDisk()
 	d.capacity = 1 << 20
-	s := openMem(t, d, Options{Segment: 64 << 10})
+	s := openMem(t, d, Options{Segment: 64 << 10, Share: 1 << 40})
 	defer s.Close()
 	taken := fill(t, s, 0, 1000, "a")
 	d.mu.Lock()
@@ -533,5 +533,47 @@ func TestTooLargeAndForNobody(t *testing.T) {
 	}
 	if p := mustPut(t, s, Normal, numbered(0, 31<<10, "a")); p.Seq != 1 {
 		t.Errorf("%v", p)
+	}
+}
+
+// What was given up, in the main log or on the way aside, must not come between what took its place.
+func TestGivenUpSegmentsAreVoid(t *testing.T) {
+	type use struct{ base, serial uint64 }
+	for name, c := range map[string]struct{ found, row []use }{
+		"in order":                     {[]use{{900, 3}, {1, 1}, {400, 2}}, []use{{1, 1}, {400, 2}, {900, 3}}},
+		"a failed start of a segment":  {[]use{{1, 1}, {400, 2}, {400, 3}}, []use{{1, 1}, {400, 3}}},
+		"a move that came half way":    {[]use{{1, 5}, {400, 6}, {1, 9}, {600, 10}}, []use{{1, 9}, {600, 10}}},
+		"what was settled in between":  {[]use{{1, 5}, {400, 6}, {7, 9}, {600, 10}}, []use{{1, 5}, {7, 9}, {600, 10}}},
+		"old lives of what is free":    {[]use{{1, 1}, {900, 4}, {300, 2}}, []use{{1, 1}, {300, 2}, {900, 4}}},
+		"a flush that failed and more": {[]use{{1, 1}, {400, 2}, {350, 3}, {350, 4}, {500, 5}}, []use{{1, 1}, {350, 4}, {500, 5}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rec := &recovery{l: &log{s: &Spool{}}}
+			var segs []*segment
+			for _, u := range c.found {
+				segs = append(segs, &segment{header: header{base: u.base, serial: u.serial}})
+			}
+			var row []use
+			for _, seg := range rec.row(segs) {
+				row = append(row, use{seg.base, seg.serial})
+			}
+			if !slices.Equal(row, c.row) || len(rec.l.free) != len(c.found)-len(row) {
+				t.Errorf("%v, and %d free", row, len(rec.l.free))
+			}
+		})
+	}
+}
+
+func TestMakeDirMakesThoseAbove(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b", "c")
+	for range 2 {
+		s, err := Open(dir, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(dir, Options{}); err == nil {
+			t.Error("opened twice")
+		}
+		s.Close()
 	}
 }

@@ -22,7 +22,7 @@ import (
 //	10  2  1: a side segment
 //	12  4  0
 //	16  8  epoch: random, new for each use of the file
-//	24  8  serial: counts the uses of files in this class; of two segments with one base the later serial is valid
+//	24  8  serial: counts the uses of files in this class; of one log, a later use voids earlier ones that have the same or a higher base
 //	32  8  base: sequence of the first record that may be in it
 //	40  8  size of the file
 //	48  8  when this use began, in ms since 1970

@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// surveyAtOnce is how many segments are read in one round, so that none of it takes long.
+const surveyAtOnce = 8
+
 // kick asks the keeper for a round.
 func (s *Spool) kick() {
 	select {
@@ -103,7 +106,7 @@ func (l *log) tend() (tight bool) {
 	if short && !l.releasable() {
 		l.survey()
 	}
-	if short || s.used >= s.o.MaxSize/2 {
+	if short || s.used >= s.capacity/2 {
 		if l.skipAhead(); len(l.leaving) > 0 {
 			l.flush = true
 			l.ready.Signal()
@@ -123,9 +126,8 @@ func (l *log) tend() (tight bool) {
 // survey finds out for whom the newest segments are of which that is not known, since they were there when the spool was opened.
 // Spool.mu is held, but not while it reads.
 func (l *log) survey() {
-	const most = 8
 	n := 0
-	for i := len(l.segs) - 2; i > 0 && n < most; i-- {
+	for i := len(l.segs) - 2; i > 0 && n < surveyAtOnce; i-- {
 		seg := l.segs[i]
 		if seg.holds != nil {
 			continue

@@ -25,10 +25,7 @@ func (l *log) recover() error {
 	if err := rec.files(); err != nil {
 		return err
 	}
-	byBase := func(a, b *segment) int {
-		return cmp.Or(cmp.Compare(a.base, b.base), cmp.Compare(a.serial, b.serial))
-	}
-	slices.SortFunc(rec.main, byBase)
+	rec.main = rec.row(rec.main)
 	l.segs = rec.main
 	if n := len(rec.main); n > 0 {
 		// What a killed process has written may be in memory only, and is taken for safe from here on.
@@ -45,8 +42,7 @@ func (l *log) recover() error {
 		}
 	}
 	for owner, segs := range rec.side {
-		slices.SortFunc(segs, byBase)
-		rec.attach(owner, segs)
+		rec.attach(owner, rec.row(segs))
 	}
 	for _, cur := range l.cursors {
 		cur.reader.seq = cur.read
@@ -121,6 +117,19 @@ func (rec *recovery) files() error {
 		}
 	}
 	return nil
+}
+
+// row puts the segments of one log in order. A later use with the same or a lower base takes the place of those that were given up.
+func (rec *recovery) row(segs []*segment) (row []*segment) {
+	slices.SortFunc(segs, func(a, b *segment) int { return cmp.Compare(a.serial, b.serial) })
+	for _, seg := range segs {
+		for len(row) > 0 && row[len(row)-1].base >= seg.base {
+			rec.l.discard(row[len(row)-1])
+			row = row[:len(row)-1]
+		}
+		row = append(row, seg)
+	}
+	return row
 }
 
 // scan calls f for each frame of main segment i that counts, until f says no, and gives the end of the last.

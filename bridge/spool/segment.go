@@ -99,7 +99,7 @@ func (l *log) behind(upTo uint64) (list []*cursor) {
 
 // release frees the segments that no connector needs, as the newest checkpoint on disk says, which has the changes up to the given one.
 func (l *log) release(changes uint64) {
-	low := l.last
+	low, free := l.last, len(l.free)+len(l.trash)
 	for _, cur := range l.cursors {
 		low = min(low, max(cur.saved.floor, cur.saved.moved))
 		for len(cur.side) > 0 && !cur.side[0].busy && cur.sideLast(0) <= cur.saved.floor {
@@ -107,7 +107,6 @@ func (l *log) release(changes uint64) {
 			cur.side = cur.side[1:]
 		}
 	}
-	free := len(l.free) + len(l.trash)
 	for len(l.segs) > 1 && l.segs[1].base-1 <= low {
 		l.discard(l.segs[0])
 		l.segs = l.segs[1:]
@@ -121,7 +120,7 @@ func (l *log) release(changes uint64) {
 	})
 	if len(l.free)+len(l.trash) > free {
 		l.refuse = time.Time{}
-		old := func(s span) bool { return s.last < l.segs[0].base }
+		old := func(s span) bool { return len(l.segs) > 0 && s.last < l.segs[0].base }
 		l.holes = slices.DeleteFunc(l.holes, old)
 		l.gone = slices.DeleteFunc(l.gone, old)
 		l.s.kick()

@@ -11,17 +11,16 @@ const (
 	moveAtOnce   = 64 << 10        // octets of a frame
 )
 
-// relieve moves what slow connectors have left in the older half of the main segments to side segments of theirs, close together,
-// so that the former can be used again.
-// It does so when space is short or half of it is used, and where it gains something.
+// relieve moves what slow connectors have left in the oldest main segments to side segments of theirs, close together,
+// so that the former can be used again. It does so when space is short or half of it is used, and where it gains something.
 func (l *log) relieve(short bool) {
 	s := l.s
 	s.mu.Lock()
-	if len(l.segs) < 3 || l.releasable() || !short && s.used < s.o.MaxSize/2 || time.Now().Before(l.relieving) {
+	if len(l.segs) < 3 || l.releasable() || !short && s.used < s.capacity/2 || time.Now().Before(l.relieving) {
 		s.mu.Unlock()
 		return
 	}
-	upTo := l.segs[len(l.segs)/2].base - 1
+	upTo := l.segs[min(len(l.segs)/2, surveyAtOnce)].base - 1
 	slow := l.behind(upTo)
 	var bytes int64
 	for _, cur := range slow {

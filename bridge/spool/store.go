@@ -18,7 +18,8 @@ type Spool struct {
 	done     chan struct{} // closed when Close begins
 	kicks    chan struct{} // for the keeper
 	buffers  buffers
-	maxBatch int // octets of one commit, beyond which it takes no more
+	maxBatch int   // octets of one commit, beyond which it takes no more
+	capacity int64 // what max_size and the file system leave the spool
 
 	committers sync.WaitGroup
 	keeper     sync.WaitGroup
@@ -70,10 +71,11 @@ func Open(dir string, o Options) (*Spool, error) {
 
 func open(d disk, o Options) (*Spool, error) {
 	s := &Spool{
-		o: o.defaults(d.Size()), disk: d,
+		disk: d,
 		done: make(chan struct{}), kicks: make(chan struct{}, 1),
 		buffers: make(buffers, 4), consumers: map[string]*Consumer{},
 	}
+	s.o, s.capacity = o.defaults(d.Size())
 	s.maxBatch = min(maxBatch, int(s.o.Segment/4))
 	s.rounds = sync.NewCond(&s.mu)
 	for c := range classes {
@@ -109,15 +111,21 @@ func open(d disk, o Options) (*Spool, error) {
 	return s, nil
 }
 
-func (o Options) defaults(fileSystem int64) Options {
+// defaults completes the options for a file system of so many octets, 0 where that is unknown,
+// and says how much of it there is for the spool.
+func (o Options) defaults(fileSystem int64) (Options, int64) {
 	if o.MaxSize <= 0 {
 		o.MaxSize = 1 << 30
+	}
+	capacity := o.MaxSize
+	if fileSystem > 0 {
+		capacity = min(capacity, fileSystem)
 	}
 	if o.MaxAge <= 0 {
 		o.MaxAge = 168 * time.Hour
 	}
 	if o.Share <= 0 {
-		o.Share = o.MaxSize / 4 * 3
+		o.Share = capacity / 4 * 3
 	}
 	if o.Align <= 0 {
 		o.Align = page
@@ -125,12 +133,8 @@ func (o Options) defaults(fileSystem int64) Options {
 	o.Align = (o.Align + 7) &^ 7
 	if o.Segment <= 0 {
 		// Small where there is little, so that there are enough of them to recycle.
-		room := o.MaxSize
-		if fileSystem > 0 {
-			room = min(room, fileSystem)
-		}
 		o.Segment = 4 << 20
-		for o.Segment > 64<<10 && o.Segment > room/64 {
+		for o.Segment > 64<<10 && o.Segment > capacity/64 {
 			o.Segment /= 2
 		}
 	}
@@ -139,7 +143,7 @@ func (o Options) defaults(fileSystem int64) Options {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return o
+	return o, capacity
 }
 
 func (s *Spool) aligned(n int64) int64 {
