@@ -203,10 +203,27 @@ func (c *compiler) downlinks() {
 		all = append(all, origin{d, r})
 		c.t.downs[r.from] = append(c.t.downs[r.from], r)
 	}
+	for _, o := range all {
+		for _, r := range c.t.downs[o.r.from] {
+			if reply := c.replies(o.d); reply != nil && reply.overlaps(r.pattern) {
+				c.wrong(o.d, "reply", "replies need topics that are no commands", "reply: downlink %q would take replies for commands", r.name)
+				break
+			}
+		}
+	}
 	for name, list := range c.t.downs {
 		slices.SortStableFunc(list, func(a, b *downRoute) int { return strings.Compare(a.pattern.rank(), b.pattern.rank()) })
 		c.t.topics[name] = minimal(list)
 	}
+}
+
+// replies gives the pattern of a route's replies; nil where it has none or its template cannot be written as a pattern.
+func (c *compiler) replies(d *config.Downlink) pattern {
+	p, err := parsePattern("/" + strings.ReplaceAll(d.Reply, "{gateway}", c.t.gateway))
+	if err != nil {
+		return nil
+	}
+	return p
 }
 
 // minimal gives the filters of the routes without those that another covers, sorted.

@@ -88,6 +88,7 @@ func TestMistakesInRoutes(t *testing.T) {
 		"a command that names no device":         {down("cmd/{gateway}/x", "/a", ""), "topic: it names no device"},
 		"a command's unknown capture":            {down("cmd/{device}", "/a/{what}", ""), "resource: {what} is captured nowhere"},
 		"a reply's unknown capture":              {down("cmd/{device}", "/a", "r/{what}"), "reply: {what} is captured nowhere"},
+		"replies that would be commands":         {down("cmd/{device}/{rest...}", "/a", "cmd/{device}/a/reply"), `reply: downlink "d" would take replies for commands`},
 		"a command for a part of a resource":     {down("cmd/{gateway}/{device}/{what}", "/a/{what}", "cmd/{gateway}/{device}/{what}/reply"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {

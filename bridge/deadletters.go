@@ -44,7 +44,8 @@ type grave struct {
 	serial uint64 // 0: whichever
 }
 
-// Bounds of the dead letters of one connector. Beyond them the oldest are dropped, counted and reported.
+// Bounds of the dead letters of one connector. Where they are reached the connector waits until a person has replayed or dropped some:
+// none is lost.
 const (
 	maxLetters     = 50_000
 	maxLetterBytes = 64 << 20
@@ -60,9 +61,8 @@ type deadLetters struct {
 }
 
 type letterBox struct {
-	count   int
-	bytes   int64
-	dropped int64 // since start, for want of room
+	count int
+	bytes int64
 }
 
 // openDeadLetters counts what is there.
@@ -89,7 +89,9 @@ type burial struct {
 	reason string
 }
 
-// bury stores the entries durably.
+var errLettersFull = errors.New("there is no room for more dead letters")
+
+// bury stores the entries durably, all or none.
 func (d *deadLetters) bury(connector string, list []burial) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -118,14 +120,8 @@ func (d *deadLetters) bury(connector string, list []burial) error {
 			box.count++
 			box.bytes += int64(len(v))
 		}
-		c := b.Cursor() // ids are in the order of time
-		for k, v := c.First(); k != nil && box.count > 1 && (box.count > maxLetters || box.bytes > maxLetterBytes); k, v = c.Next() {
-			box.count--
-			box.bytes -= int64(len(v))
-			box.dropped++
-			if err := c.Delete(); err != nil {
-				return err
-			}
+		if box.count > maxLetters || box.bytes > maxLetterBytes {
+			return errLettersFull
 		}
 		return nil
 	})

@@ -81,8 +81,8 @@ func (d *downlink) deliver(ctx context.Context, p msg.Publication) (msg.Reply, e
 // command makes the command that a publication stands for. With a code, it is refused, and c holds what the reply needs.
 func (d *downlink) command(st *state, p msg.Publication, now time.Time) (c command, code string) {
 	c = command{Connector: d.connector, ReplyTo: p.ResponseTopic, Correlation: p.Correlation}
-	if _, err := parseTemplate(p.ResponseTopic, nil); err != nil {
-		c.ReplyTo = "" // not a topic's name
+	if _, err := parseTemplate(p.ResponseTopic, nil); err != nil || st.s.Table.commands(d.connector, p.ResponseTopic) {
+		c.ReplyTo = "" // it is not a topic's name, or the reply would come back as a command, and so on for ever
 	}
 	r, captured := st.s.Table.downlink(d.connector, p.Topic)
 	if r == nil {
@@ -96,7 +96,8 @@ func (d *downlink) command(st *state, p msg.Publication, now time.Time) (c comma
 	}
 	resource := "/" + path
 	if c.ReplyTo == "" && r.reply != nil {
-		if c.ReplyTo, err = r.fill(r.reply, st.s.Table.gateway, resource, captured); err != nil {
+		if c.ReplyTo, err = r.fill(r.reply, st.s.Table.gateway, resource, captured); err != nil || st.s.Table.commands(d.connector, c.ReplyTo) {
+			c.ReplyTo = ""
 			return c, "bad-topic"
 		}
 	}

@@ -69,7 +69,8 @@ func TestACommandAndItsReply(t *testing.T) {
 
 func TestTheResponseTopicOfACommandComesFirst(t *testing.T) {
 	commanded(t, func(t *testing.T, r *rig, c *cloud) {
-		for topic, want := range map[string]string{"app/7/answers": "app/7/answers", "app/+": "cmd/gw/th-17/setpoint/reply", "": "cmd/gw/th-17/setpoint/reply"} {
+		for topic, want := range map[string]string{"app/7/answers": "app/7/answers", "app/+": "cmd/gw/th-17/setpoint/reply", "": "cmd/gw/th-17/setpoint/reply",
+			"cmd/gw/press-3/setpoint": "cmd/gw/th-17/setpoint/reply"} {
 			if _, err := c.down.Deliver(t.Context(), msg.Publication{Topic: "cmd/gw/th-17/setpoint", ResponseTopic: topic}); err != nil {
 				t.Fatal(err)
 			}

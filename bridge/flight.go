@@ -47,12 +47,13 @@ type flight struct {
 	delivered int      // guarded by mu
 	burials   []burial // guarded by mu
 	moved     int      // guarded by mu; settled in any way
+	deadRun   int      // guarded by mu; see probe
 }
 
 func newFlight(p *pump, s northbound.Session, cancel context.CancelCauseFunc) *flight {
 	return &flight{
 		p: p, s: s, cancel: cancel, limits: p.b.state.Load().limits[p.name],
-		room: make(chan struct{}, 1), grave: make(chan struct{}, 1),
+		room: make(chan struct{}, 1), grave: make(chan struct{}, 1), deadRun: p.probe.deadRun,
 	}
 }
 
@@ -69,9 +70,7 @@ func (f *flight) run(ctx context.Context, beat Beat) error {
 		err = cause
 	}
 	halt(err)
-	if _, ok := errors.AsType[*notTaken](err); ok {
-		f.drain(ctx)
-	}
+	f.drain(ctx)
 	f.cancel(err)
 	_ = f.s.Close() // why it ended is known
 	f.mu.Lock()
@@ -81,7 +80,7 @@ func (f *flight) run(ctx context.Context, beat Beat) error {
 	return err
 }
 
-// drain gives what was sent behind a message that the cloud did not take the time to be confirmed.
+// drain gives what was sent the time to be confirmed, unless the session itself has ended: it may have been halted because of one message.
 func (f *flight) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
@@ -212,6 +211,9 @@ func (f *flight) prepare(entries []spool.Entry) *batch {
 
 // send hands a batch to the session, at the pace that the platform bears.
 func (f *flight) send(ctx context.Context, b *batch) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if len(b.pubs) == 0 {
 		return nil
 	}
@@ -259,12 +261,15 @@ func (b *batch) confirm(i int, err error) {
 	case err == nil:
 		b.done[i] = taken
 		f.delivered++
+		f.deadRun = 0
 		f.landLocked(e, spool.Delivered)
 	case msg.IsPermanent(err):
+		f.deadRun++
 		f.buryLocked(burial{*e, err.Error()})
 	default:
 		f.refused++
 	}
+	all := f.deadRun >= maxDeadRun
 	f.mu.Unlock()
 	switch {
 	case err == nil:
@@ -272,6 +277,9 @@ func (b *batch) confirm(i int, err error) {
 	case !msg.IsPermanent(err):
 		f.halt(&notTaken{e.ID, err})
 		signal(f.room)
+	case all:
+		f.p.health.Set(&CloudRefusesAll, err.Error())
+		f.halt(msg.Permanent(fmt.Errorf("every message is refused: %w", err)))
 	}
 }
 
@@ -341,7 +349,11 @@ func (f *flight) bury() {
 		return
 	}
 	if err := f.p.b.dead.bury(f.p.name, list); err != nil {
-		f.p.health.Set(&DeadLettersFailing, err.Error())
+		problem := &DeadLettersFailing
+		if errors.Is(err, errLettersFull) {
+			problem = &DeadLettersFull
+		}
+		f.p.health.Set(problem, err.Error())
 		f.cancel(fmt.Errorf("dead letters: %w", err))
 		return
 	}

@@ -17,8 +17,9 @@ import (
 const (
 	maxStrikes = 3
 	maxProofs  = 3
-	carefulFor = 64 // messages that are sent alone after maxStrikes sessions without a confirmation
-	lookBehind = 16 // messages among which one of another device is sought
+	maxDeadRun = 100 // refusals for good without a confirmation between: the cloud refuses all, so what is queued is kept
+	carefulFor = 64  // messages that are sent alone after maxStrikes sessions without a confirmation
+	lookBehind = 16  // messages among which one of another device is sought
 )
 
 // probe is what a pump has found out about the message at the head of its queue. Only the task uses it.
@@ -26,6 +27,7 @@ type probe struct {
 	barren  int    // sessions in a row that sent something and had nothing confirmed
 	refused msg.ID // the message that the cloud did not take in the last session, and said so
 	times   int    // sessions in a row for which that was so
+	deadRun int    // messages in a row that the cloud refused for good
 	careful int    // messages still to be sent alone
 
 	suspect msg.ID // the message at the head
@@ -62,7 +64,8 @@ func (p *probe) ended(f *flight, err error) {
 	default:
 		p.times++
 	}
-	if p.times >= maxStrikes {
+	p.deadRun = f.deadRun
+	if p.times >= maxStrikes || p.deadRun >= maxDeadRun {
 		p.careful = max(p.careful, 1)
 	}
 	if p.barren >= maxStrikes {
@@ -151,6 +154,9 @@ func (f *flight) try(ctx context.Context) error {
 	f.held = f.held[n:]
 	f.trying = false
 	p.passed(f.p.health)
+	if f.pair.took(0) {
+		f.p.health.Clear(&CloudRefusesAll)
+	}
 	return nil
 }
 

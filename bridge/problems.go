@@ -21,6 +21,10 @@ var (
 		DependsOn: []string{"cloud-unreachable"},
 		Hint:      "if the cloud takes the message behind it, it goes to the dead letters; else the cloud is at fault and all are kept",
 	}
+	CloudRefusesAll = health.Code{
+		Name: "cloud-refuses-all", Title: "the cloud refuses every message", Severity: health.Failing,
+		Hint: "look at what the cloud allows this gateway to publish; meanwhile one message is tried now and then, and the rest is kept",
+	}
 	ConnectorPaused = health.Code{
 		Name: "connector-paused", Title: "an operator has paused the connector", Severity: health.Notice,
 		Hint: "messages are kept on disk until it is resumed",
@@ -30,8 +34,8 @@ var (
 		Hint: "`drawbridge spool` lists them with their reasons, replays or drops them",
 	}
 	DeadLettersFull = health.Code{
-		Name: "dead-letters-full", Title: "the oldest dead letters have been dropped", Severity: health.Degraded,
-		Hint: "`drawbridge spool` replays or drops what is left",
+		Name: "dead-letters-full", Title: "there is no room for more dead letters", Severity: health.Failing,
+		Hint: "the connector waits: `drawbridge spool` replays or drops them",
 	}
 	DeadLettersFailing = health.Code{
 		Name: "dead-letters-failing", Title: "a dead letter cannot be stored", Severity: health.Failing,

@@ -36,7 +36,6 @@ type ConnectorStatus struct {
 	Pending      uint64    `json:"pending"`              // publications not settled
 	PendingBytes int64     `json:"pending_bytes"`
 	DeadLetters  int       `json:"dead_letters"`
-	DeadDropped  int64     `json:"dead_dropped"` // dead letters dropped for want of room, since start
 }
 
 // Snapshot gives the state for status.
@@ -56,7 +55,7 @@ func (b *Bridge) Snapshot() Snapshot {
 		c := b.seen(name)
 		dead := b.dead.box(name)
 		c.Pending, c.PendingBytes = pending[name], s.Spool.PendingBytes[name]
-		c.DeadLetters, c.DeadDropped = dead.count, dead.dropped
+		c.DeadLetters = dead.count
 		s.Connectors = append(s.Connectors, c)
 	}
 	return s
@@ -107,8 +106,8 @@ func (b *Bridge) examine() {
 		} else {
 			h.Clear(&DeadLettersWaiting)
 		}
-		if dead.dropped > 0 {
-			h.Set(&DeadLettersFull, fmt.Sprintf("%d messages", dead.dropped))
+		if dead.count < maxLetters*9/10 && dead.bytes < maxLetterBytes*9/10 {
+			h.Clear(&DeadLettersFull)
 		}
 		if p := stats.PendingBytes[name]; p > stats.MaxBytes/4 {
 			h.Set(&QueueGrowing, fmt.Sprintf("%d of %d octets", p, stats.MaxBytes))

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,17 +71,23 @@ func TestDeadLettersAreKeptOnceAndBounded(t *testing.T) {
 		t.Errorf("got %+v", box)
 	}
 	var all []burial
-	for range maxLetters {
+	for range maxLetters - 1 {
 		all = append(all, burial{entry("x"), "no"})
 	}
 	if err := r.dead.bury("cloud", all); err != nil {
 		t.Fatal(err)
 	}
-	if box := r.dead.box("cloud"); box.count != maxLetters || box.dropped != 1 {
+	if err := r.dead.bury("cloud", []burial{{entry("y"), "no"}}); !errors.Is(err, errLettersFull) {
+		t.Errorf("got %v", err)
+	}
+	if err := r.dead.bury("cloud", all[:1]); err != nil {
+		t.Errorf("one that is there already: %v", err)
+	}
+	if box := r.dead.box("cloud"); box.count != maxLetters {
 		t.Errorf("got %+v", box)
 	}
 	list, err := r.DeadLetters("cloud", "", 2)
-	if err != nil || len(list) != 2 || list[0].ID == first.ID.String() {
+	if err != nil || len(list) != 2 || list[0].ID != first.ID.String() {
 		t.Fatalf("got %+v, %v", list, err)
 	}
 	next, err := r.DeadLetters("cloud", list[1].ID, 1)

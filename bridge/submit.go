@@ -47,11 +47,15 @@ type planKey struct{ device, resource string }
 
 // planShard remembers plans. It begins anew when it is full: a device that makes up resources costs no more memory than that.
 type planShard struct {
-	mu sync.RWMutex
-	m  map[planKey]*plan // guarded by mu
+	mu   sync.RWMutex
+	m    map[planKey]*plan // guarded by mu
+	size int               // guarded by mu; about how many octets m takes
 }
 
-const maxPlans = 2048 // in each shard
+const (
+	maxPlans = 1 << 20  // octets of a shard
+	maxPlan  = 16 << 10 // octets of a plan that is worth remembering
+)
 
 // plan gives the plan for m, made or remembered.
 func (st *state) plan(m *msg.Message) *plan {
@@ -63,11 +67,16 @@ func (st *state) plan(m *msg.Message) *plan {
 		return p
 	}
 	p = st.makePlan(m.Device, m.Groups, m.Resource)
+	size := 300 + 2*len(m.Device) + 3*len(m.Resource) // the resource is in the key and in the topic or the refusal
+	if size > maxPlan {
+		return p
+	}
 	shard.mu.Lock()
-	if shard.m == nil || len(shard.m) >= maxPlans {
-		shard.m = map[planKey]*plan{}
+	if shard.m == nil || shard.size+size > maxPlans {
+		shard.m, shard.size = map[planKey]*plan{}, 0
 	}
 	shard.m[planKey{strings.Clone(m.Device), strings.Clone(m.Resource)}] = p
+	shard.size += size
 	shard.mu.Unlock()
 	return p
 }

@@ -153,6 +153,12 @@ func (t *Table) downlink(connector, topic string) (*downRoute, captures) {
 	return nil, captures{}
 }
 
+// commands tells whether the connector's topic is one that commands come on.
+func (t *Table) commands(connector, topic string) bool {
+	r, _ := t.downlink(connector, topic)
+	return r != nil
+}
+
 // fill gives the value of a template of the route: its resource or its reply's topic.
 func (r *downRoute) fill(t template, gateway, resource string, c captures) (string, error) {
 	return t.fill(func(name string) (string, bool) {
