@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
@@ -99,6 +100,9 @@ func TestMosquittoClients(t *testing.T) {
 		}
 	}
 }
+
+// onlyReports lets everything go to the uplink and nothing to other devices.
+func onlyReports(_ *auth.Identity, op auth.Op, _ string) bool { return op == auth.Report }
 
 func setpoint(device, payload string, wantReply bool) msg.Message {
 	now := time.Now()

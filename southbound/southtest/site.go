@@ -34,6 +34,7 @@ import (
 // Env gives a listener its keys, its authenticator and its policy.
 type Site struct {
 	Dir    string         // for files of the test
+	State  string         // where listeners keep their state; a folder of Dir unless changed
 	CAFile string         // PEM of the CA that has signed the server and every device certificate
 	Roots  *x509.CertPool // the same CA
 	Log    *slog.Logger
@@ -59,7 +60,8 @@ type Account struct {
 // NewSite makes a site with the devices "th-1" and "th-2", both of group "thermostat".
 func NewSite(t testing.TB) *Site {
 	t.Helper()
-	s := &Site{Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)), devices: map[string]*Account{}}
+	dir := t.TempDir()
+	s := &Site{Dir: dir, State: filepath.Join(dir, "state"), Log: slog.New(slog.NewTextHandler(t.Output(), nil)), devices: map[string]*Account{}}
 	s.caKey = newKey(t)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "southtest CA"},
@@ -173,7 +175,7 @@ func (s *Site) Awoken() []string {
 // Env makes the environment of a listener at this site. Bound is left to the caller.
 func (s *Site) Env(t testing.TB, name string) southbound.Env {
 	t.Helper()
-	state := filepath.Join(s.Dir, "state", name)
+	state := filepath.Join(s.State, name)
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		t.Fatal(err)
 	}
