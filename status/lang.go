@@ -70,9 +70,9 @@ func (l *language) title(p health.Problem) string {
 	return p.Title
 }
 
-// hint gives the hint of a problem.
+// hint gives the hint of a problem. One that fits the very error is worth more than one of its kind in the reader's language.
 func (l *language) hint(p health.Problem) string {
-	if s, ok := l.texts["hint."+p.Code]; ok {
+	if s, ok := l.texts["hint."+p.Code]; ok && !p.Precise {
 		return s
 	}
 	return p.Hint

@@ -61,6 +61,7 @@ type Problem struct {
 	Subject  string    `json:"subject"` // "connector cloud", "key identity"; empty: the gateway
 	Detail   string    `json:"detail,omitempty"`
 	Hint     string    `json:"hint,omitempty"`
+	Precise  bool      `json:"precise,omitempty"` // the hint is for this very error, not for its kind
 	Since    time.Time `json:"since"`
 }
 
@@ -69,6 +70,7 @@ type id struct{ code, subject string }
 type entry struct {
 	code   *Code
 	detail string
+	hint   string
 	since  time.Time
 }
 
@@ -101,7 +103,7 @@ func (t *Tracker) Problems() []Problem {
 		}) {
 			continue
 		}
-		list = append(list, Problem{e.code.Name, e.code.Title, e.code.Severity, k.subject, e.detail, e.code.Hint, e.since})
+		list = append(list, Problem{e.code.Name, e.code.Title, e.code.Severity, k.subject, e.detail, e.hint, e.hint != e.code.Hint, e.since})
 	}
 	slices.SortFunc(list, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(b.Severity, a.Severity), a.Since.Compare(b.Since), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Subject, b.Subject))
@@ -116,7 +118,22 @@ type Reporter struct {
 }
 
 // Set says that the problem is there. detail is for a person; it holds no secret.
-func (r *Reporter) Set(c *Code, detail string) {
+func (r *Reporter) Set(c *Code, detail string) { r.set(c, detail, c.Hint) }
+
+// Fail is Set for an error, which is put in plain words where that is possible; the hint then fits the error rather than the code.
+func (r *Reporter) Fail(c *Code, err error) {
+	if r == nil {
+		return
+	}
+	e, ok := Explain(err, r.t.now())
+	if !ok {
+		r.Set(c, err.Error())
+		return
+	}
+	r.set(c, fmt.Sprintf("%s (%v)", e.What, err), e.Hint)
+}
+
+func (r *Reporter) set(c *Code, detail, hint string) {
 	if r == nil {
 		return
 	}
@@ -128,7 +145,7 @@ func (r *Reporter) Set(c *Code, detail string) {
 		e = &entry{code: c, since: t.now()}
 		t.problems[k] = e
 	}
-	e.detail = detail
+	e.detail, e.hint = detail, hint
 	t.mu.Unlock()
 	if fresh {
 		t.log.Warn(c.Title, "problem", c.Name, "subject", r.subject, "detail", detail)

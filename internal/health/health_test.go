@@ -84,7 +84,7 @@ func TestSettingAgainKeepsTheTimeAndTakesTheDetail(t *testing.T) {
 	since := d.now
 	d.now = d.now.Add(time.Hour)
 	r.Set(&unreachable, "timed out")
-	want := []Problem{{"unreachable", "a cloud cannot be reached", Degraded, "connector cloud", "timed out", "is it running?", since}}
+	want := []Problem{{"unreachable", "a cloud cannot be reached", Degraded, "connector cloud", "timed out", "is it running?", false, since}}
 	if got := d.Problems(); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
 	}
