@@ -145,10 +145,10 @@ func (p *pump) session(ctx context.Context, c northbound.Connector, beat Beat) (
 			return 0, cause
 		}
 		if msg.IsPermanent(err) {
-			p.health.Set(&CloudRefusesLogin, err.Error())
+			p.health.Fail(&CloudRefusesLogin, err)
 			p.health.Clear(&CloudUnreachable)
 		} else {
-			p.health.Set(&CloudUnreachable, err.Error())
+			p.health.Fail(&CloudUnreachable, err)
 			p.health.Clear(&CloudRefusesLogin)
 		}
 		return 0, err
@@ -164,7 +164,7 @@ func (p *pump) session(ctx context.Context, c northbound.Connector, beat Beat) (
 	err = f.run(ctx, beat)
 	if task.Err() == nil && !errors.Is(err, errPaused) && !errors.Is(err, errTopicsChanged) {
 		p.probe.ended(f, err)
-		p.health.Set(&CloudUnreachable, err.Error())
+		p.health.Fail(&CloudUnreachable, err)
 	}
 	return f.delivered, err
 }
