@@ -220,6 +220,16 @@ func TestStalledConnectorHoldsUpNobody(t *testing.T) {
 		if n%50 == 0 {
 			drain(t, s, "a")
 		}
+		if n%487 == 0 {
+			c := openMem(t, d.image(cuts[n/487%len(cuts)], newRand(uint64(n))), o)
+			if got := drain(t, c, "slow"); !slices.Equal(got, slow) {
+				t.Fatalf("after a power cut: %d of %d", len(got), len(slow))
+			}
+			if st := c.Stats(); st.Lost != 0 || st.PendingBytes["slow"] != 0 {
+				t.Errorf("after a power cut: %+v", st)
+			}
+			c.Close()
+		}
 		if n == all/2 {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
@@ -276,6 +286,21 @@ func TestOthersGoOnBehindAFullShare(t *testing.T) {
 			})
 			if next++; next%20 == 0 {
 				drain(t, s, "a")
+			}
+			if next%97 == 0 && next%20 > 0 {
+				img := d.image(cuts[next/97%len(cuts)], newRand(uint64(next)))
+				c := openMem(t, img, o)
+				if got := drain(t, c, "away"); !slices.Equal(got, away) {
+					t.Fatalf("after a power cut: %d of %d", len(got), len(away))
+				}
+				if got := drain(t, c, "a"); len(got) == 0 || got[len(got)-1] != next-1 {
+					t.Fatalf("after a power cut: a reads %v, and %d was the last", got, next-1)
+				}
+				if st := c.Stats(); st.Lost != 0 || st.Records != 0 {
+					t.Errorf("after a power cut: %+v", st)
+				}
+				balance(t, c)
+				c.Close()
 			}
 		}
 		if err := s.Close(); err != nil {
