@@ -29,7 +29,7 @@ func (c *Component) Value(key string) any {
 }
 
 // Equal tells whether a component would work the same after a reload: its type, its own keys, the [key]s that it names and the content of
-// the files that they name are the same, revocation lists apart.
+// the files that it names are the same. Revocation lists and the certificates of keys do not count: they are read anew while it runs.
 func (c *Component) Equal(o *Component) bool {
 	return c != nil && o != nil && c.Name == o.Name && c.Type == o.Type && c.files == o.files && reflect.DeepEqual(c.Own, o.Own)
 }
@@ -43,8 +43,7 @@ func (c *Config) fingerprint() {
 			slices.Sort(comp.keys)
 			for _, name := range comp.keys {
 				k := c.Keys[name]
-				io.WriteString(h, name+"\x00"+k.URI+"\x00"+string(k.Module)+"\x00")
-				digest(h, string(k.Cert))
+				io.WriteString(h, name+"\x00"+k.URI+"\x00"+string(k.Module)+"\x00"+string(k.Cert)+"\x00")
 			}
 			h.Sum(comp.files[:0])
 		}
