@@ -65,7 +65,7 @@ func (t *Table) Test(policy auth.Policy, device string, groups []string, resourc
 		last := tr.Steps[n-1]
 		tr.Type, tr.Payload = last.Type, last.Data
 		if last.Err != nil && tr.Refusal == "" {
-			tr.Refusal = "bad-payload: " + last.Err.Error()
+			tr.Refusal = "bad-payload: " + last.Step + ": " + last.Err.Error()
 		}
 	}
 	return tr

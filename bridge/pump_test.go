@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -162,88 +162,6 @@ func TestWhatIsRefusedForGoodBecomesADeadLetterAndTheRestArrives(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		if got := r.problems(); len(got) > 0 {
 			t.Errorf("problems: %v", got)
-		}
-	})
-}
-
-func TestAMessageThatEndsEverySessionIsFoundAndPutAside(t *testing.T) {
-	for name, c := range map[string]*cloud{
-		"the broker hangs up": {breaks: func(p msg.Publication) bool { return string(p.Payload) == "40" }},
-		"the cloud says not now": {take: func(p msg.Publication) error {
-			return map[bool]error{true: errors.New("try later")}[string(p.Payload) == "40"]
-		}},
-		"the cloud says nothing": {take: func(p msg.Publication) error { return map[bool]error{true: errSilence}[string(p.Payload) == "40"] }},
-	} {
-		t.Run(name, func(t *testing.T) {
-			pumped(t, c, func(t *testing.T, r *rig) {
-				r.reports(0, 100)
-				time.Sleep(3 * time.Hour)
-				// Where only it is left, there is nothing to compare it with, and it is kept until there is.
-				r.reports(100, 110)
-				time.Sleep(time.Hour)
-				synctest.Wait()
-				if l := r.line("sensors"); l.Delivered != 109 || l.Dead != 1 || l.Pending != 0 {
-					t.Errorf("got %+v", l)
-				}
-				list, err := r.DeadLetters("cloud", "", 10)
-				if err != nil || len(list) != 1 || !strings.Contains(list[0].Reason, "but took those behind it") {
-					t.Errorf("got %+v, %v", list, err)
-				}
-			})
-		})
-	}
-}
-
-func TestACloudThatTakesNothingForHoursLosesNothing(t *testing.T) {
-	for name, c := range map[string]*cloud{
-		"it hangs up":     {breaks: func(msg.Publication) bool { return true }},
-		"it says not now": {take: func(msg.Publication) error { return errors.New("busy") }},
-		"it says nothing": {take: func(msg.Publication) error { return errSilence }},
-	} {
-		t.Run(name, func(t *testing.T) {
-			pumped(t, c, func(t *testing.T, r *rig) {
-				r.reports(0, 50)
-				time.Sleep(24 * time.Hour)
-				synctest.Wait()
-				if l := r.line("sensors"); l.Pending != 50 {
-					t.Errorf("got %+v", l)
-				}
-				c.set(func(c *cloud) { c.breaks, c.take = nil, nil })
-				time.Sleep(2 * lastPause)
-				synctest.Wait()
-				if got := c.payloads(); !slices.Equal(got, numbers(0, 50)) {
-					t.Errorf("got %v", got)
-				}
-				if got := r.problems(); len(got) > 0 {
-					t.Errorf("problems: %v", got)
-				}
-			})
-		})
-	}
-}
-
-func TestACloudThatRefusesEverythingForGoodDoesNotEatTheQueue(t *testing.T) {
-	c := &cloud{take: func(msg.Publication) error { return msg.Permanent(errors.New("not authorized")) }}
-	pumped(t, c, func(t *testing.T, r *rig) {
-		r.reports(0, 5000)
-		time.Sleep(6 * time.Hour)
-		synctest.Wait()
-		l := r.line("sensors")
-		if l.Dead < maxDeadRun || l.Dead > 2000 {
-			t.Errorf("got %+v", l)
-		}
-		if got := r.problems(); !slices.Contains(got, "cloud-refuses-all") {
-			t.Errorf("problems: %v", got)
-		}
-		c.set(func(c *cloud) { c.take = nil })
-		time.Sleep(2 * lastPause)
-		if n, err := r.Replay(t.Context(), "cloud"); err != nil || n != int(r.line("sensors").Dead) {
-			t.Errorf("replayed %d, %v", n, err)
-		}
-		time.Sleep(2 * lastPause)
-		synctest.Wait()
-		if got := r.problems(); len(got) != 0 || len(c.payloads()) != 5000 {
-			t.Errorf("%d arrived, problems: %v", len(c.payloads()), got)
 		}
 	})
 }
@@ -451,40 +369,64 @@ func TestTheLedgerUnderRandomFailures(t *testing.T) {
 	}
 }
 
-// A line that breaks at random is not the fault of any message: none is given up, and each device's arrive in order.
-func TestALineThatKeepsBreakingCostsNeitherMessagesNorOrder(t *testing.T) {
-	for seed := range uint64(8) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			whim := rand.New(rand.NewPCG(seed, 4))
-			c := &cloud{breaks: func(msg.Publication) bool { return whim.IntN(10) < 3 }}
-			pumped(t, c, func(t *testing.T, r *rig) {
-				for i := range 200 {
-					if err := r.report(fmt.Sprint("d", i%5), "/sensors/n", fmt.Sprint(i)); err != nil {
-						t.Fatal(err)
-					}
-				}
-				time.Sleep(24 * time.Hour)
-				synctest.Wait()
-				if l := r.line("sensors"); l.Delivered != 200 {
-					t.Errorf("got %+v", l)
-				}
-				last := map[string]int{}
-				for _, p := range c.all() {
-					var n int
-					fmt.Sscan(string(p.Payload), &n)
-					if before, ok := last[p.Device]; ok && n <= before {
-						t.Errorf("%s: %d after %d", p.Device, n, before)
-					}
-					last[p.Device] = n
-				}
-			})
-		})
-	}
-}
-
 func TestRunConnectorThatIsNotThere(t *testing.T) {
 	r := newRig(t)
 	if err := r.RunConnector(context.WithoutCancel(t.Context()), "x", stillness{}); err == nil {
 		t.Error("no error")
 	}
+}
+
+// clock is a Beat that remembers what was said last.
+type clock struct {
+	mu     sync.Mutex
+	within time.Duration // 0: waiting
+}
+
+func (c *clock) Progress(d time.Duration) { c.mu.Lock(); c.within = d; c.mu.Unlock() }
+func (c *clock) Waiting()                 { c.Progress(0) }
+
+func (c *clock) promised() time.Duration { c.mu.Lock(); defer c.mu.Unlock(); return c.within }
+
+// stuckCloud has sessions that do not end when they are told to.
+type stuckCloud struct {
+	*cloud
+	free chan struct{}
+}
+
+func (s stuckCloud) Dial(ctx context.Context, down northbound.Downlink) (northbound.Session, error) {
+	session, err := s.cloud.Dial(ctx, down)
+	return stuckSession{session, s.free}, err
+}
+
+type stuckSession struct {
+	northbound.Session
+	free chan struct{}
+}
+
+func (s stuckSession) Close() error { <-s.free; return s.Session.Close() }
+
+func TestTheWatchdogSeesASessionThatDoesNotEndAndNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, c, beat := newRig(t), stuckCloud{&cloud{}, make(chan struct{})}, &clock{}
+		r.use(map[string]northbound.Connector{"cloud": c})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- r.RunConnector(ctx, "cloud", beat) }()
+		synctest.Wait()
+		c.set(func(c *cloud) { c.hold = true })
+		r.reports(0, 5)
+		time.Sleep(time.Minute)
+		if d := beat.promised(); d != 0 {
+			t.Errorf("a cloud that is slow is a known wait, not a promise to move within %v", d)
+		}
+		time.Sleep(2 * stallTime) // it confirms nothing, so the session is told to end, and does not
+		if d := beat.promised(); d == 0 {
+			t.Error("nobody would notice")
+		}
+		close(c.free)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }

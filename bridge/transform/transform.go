@@ -129,7 +129,7 @@ func (p *Pipeline) Apply(in Input) (typ string, data []byte, err error) {
 	}
 	for _, s := range p.steps {
 		if in.Type, in.Data, err = s.apply(in); err != nil {
-			return "", nil, err
+			return "", nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	return in.Type, in.Data, nil
@@ -153,14 +153,14 @@ func (p *Pipeline) Trace(in Input) (results []Result) {
 
 func (s step) apply(in Input) (string, []byte, error) {
 	if len(in.Data) > MaxSize {
-		return "", nil, fmt.Errorf("%s: payload of more than %d octets", s.name, MaxSize)
+		return "", nil, fmt.Errorf("payload of more than %d octets", MaxSize)
 	}
 	typ, data, err := s.run(in)
 	if err == nil && len(data) > MaxSize {
 		err = fmt.Errorf("the result has more than %d octets", MaxSize)
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("%s: %w", s.name, err)
+		return "", nil, err
 	}
 	return typ, data, nil
 }
