@@ -11,9 +11,10 @@ import (
 
 // checker holds the parts of the file against each other.
 type checker struct {
-	c    *Config
-	root *node
-	errs []*Error
+	c      *Config
+	root   *node
+	errs   []*Error
+	groups map[string]bool // that rules may name; nil where devices from outside may be in any
 }
 
 // at reports a mistake at key of an entry.
@@ -69,6 +70,9 @@ func (k *checker) check() {
 		if a.Key != "" && c.Keys[a.Key] == nil {
 			k.noSuch(a, "key", -1, "key", a.Key, sortedKeys(c.Keys))
 		}
+	}
+	if !k.open() {
+		k.groups = c.groups()
 	}
 	k.devices()
 	for _, name := range sortedKeys(c.Groups) {

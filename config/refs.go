@@ -29,21 +29,12 @@ func (k *checker) exists(s *Scope, key, name, role string, known []string) bool 
 
 // who checks the devices and groups that a rule or route names.
 func (k *checker) who(entry any, devices, groups []string) {
-	if k.open() {
+	if k.groups == nil {
 		return // tokens, or an authenticator outside, may bring any name
 	}
-	known := map[string]bool{}
-	for name := range k.c.Groups {
-		known[name] = true
-	}
-	for _, d := range k.c.Devices {
-		for _, g := range d.Groups {
-			known[g] = true
-		}
-	}
 	for i, g := range groups {
-		if !known[g] {
-			k.noSuch(entry, "groups", i, "group", g, sortedKeys(known))
+		if !k.groups[g] {
+			k.noSuch(entry, "groups", i, "group", g, sortedKeys(k.groups))
 		}
 	}
 	for i, name := range devices {
@@ -51,6 +42,20 @@ func (k *checker) who(entry any, devices, groups []string) {
 			k.noSuch(entry, "devices", i, "device", name, sortedKeys(k.c.Devices))
 		}
 	}
+}
+
+// groups gives the names of those that have a table and of those that devices name.
+func (c *Config) groups() map[string]bool {
+	known := map[string]bool{}
+	for name := range c.Groups {
+		known[name] = true
+	}
+	for _, d := range c.Devices {
+		for _, g := range d.Groups {
+			known[g] = true
+		}
+	}
+	return known
 }
 
 // inGroup tells whether a certificate of some [group] can make a device of that name.
