@@ -55,7 +55,7 @@ func (l *listener) open(ctx context.Context, nc net.Conn, chain []*x509.Certific
 	return c, buf, nil
 }
 
-// first reads until the first packet, which must be CONNECT, is there. It gives its body and a buffer with what came after it.
+// first reads until the first packet, which must be CONNECT, is there. It gives its body and what came after it.
 func (l *listener) first(nc net.Conn) (rest, body []byte, err error) {
 	buf := l.chunks.get()
 	for {
@@ -68,7 +68,9 @@ func (l *listener) first(nc net.Conn) (rest, body []byte, err error) {
 		}
 		if total > 0 && len(buf) >= total {
 			body = slices.Clone(buf[head:total])
-			return append(l.chunks.get(), buf[total:]...), body, nil
+			rest = slices.Clone(buf[total:])
+			l.chunks.put(buf)
+			return rest, body, nil
 		}
 		if len(buf) == cap(buf) {
 			buf = slices.Grow(buf, cap(buf))

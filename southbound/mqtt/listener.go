@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -256,9 +257,11 @@ func (l *listener) each(f func(*conn)) {
 func (l *listener) tend(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	var storm storm
 	for {
 		select {
 		case <-tick.C:
+			storm.watch(l.count.accepted.Load())
 			l.broker.sweep(l)
 			l.trouble.flush(l.env.Log)
 			now := l.env.Now()
@@ -270,6 +273,30 @@ func (l *listener) tend(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// storm watches for the end of a rush of connections. What its handshakes leave behind is as much as what the connections
+// keep, and a process that has gone quiet would not collect it for minutes.
+type storm struct {
+	seen    int64 // connections at the last look
+	tidied  int64 // connections when memory was last given back
+	calmFor int   // looks without a new connection
+}
+
+const (
+	stormSize = 500
+	stormCalm = int(2 * time.Second / sweepEvery)
+)
+
+func (s *storm) watch(accepted int64) {
+	if accepted != s.seen {
+		s.seen, s.calmFor = accepted, 0
+		return
+	}
+	if s.calmFor++; s.calmFor == stormCalm && s.seen-s.tidied >= stormSize {
+		s.tidied = s.seen
+		debug.FreeOSMemory()
 	}
 }
 
