@@ -199,6 +199,26 @@ func TestDropOldestMakesRoomAndCounts(t *testing.T) {
 	}
 }
 
+func TestDropOldestBeginsWithTheLowestClass(t *testing.T) {
+	s := openMem(t, newMemDisk(), Options{MaxSize: 4 << 20, Segment: 64 << 10, DropOldest: true})
+	defer s.Close()
+	for n := range 1500 {
+		mustPut(t, s, Low, numbered(n, 3900, "low"))
+	}
+	before := s.Stats().Dropped
+	const all = 500 // half of what there is room for
+	for n := range all {
+		mustPut(t, s, High, numbered(n, 3900, "high"))
+	}
+	if got := drain(t, s, "high"); len(got) != all {
+		t.Errorf("%d of %d", len(got), all)
+	}
+	if before == 0 || s.Stats().Dropped == before {
+		t.Errorf("%d dropped before, %d after", before, s.Stats().Dropped)
+	}
+	balance(t, s)
+}
+
 // A connector that is away must not take the space of the others: what it has pending is moved aside.
 func TestStalledConnectorHoldsUpNobody(t *testing.T) {
 	d := newMemDisk()

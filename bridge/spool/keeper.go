@@ -115,7 +115,7 @@ func (l *log) tend() (tight bool) {
 	s.mu.Unlock()
 	if s.o.DropOldest {
 		if short {
-			l.drop()
+			l.victim().drop()
 		}
 	} else {
 		l.relieve(short)
@@ -247,12 +247,29 @@ func (l *log) writeDown() {
 	}
 }
 
+// victim is the class of which something is to go, so that this one has room: the lowest with a backlog.
+func (l *log) victim() *log {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	for class := classes - 1; class > l.class; class-- {
+		if low := l.s.logs[class]; low != nil && len(low.segs) > 2 {
+			return low
+		}
+	}
+	return l
+}
+
 // drop expires the oldest segment's worth, unless that was done and needs only to be written down.
 func (l *log) drop() {
 	s := l.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(l.segs) < 2 || l.releasable() {
+	if len(l.segs) < 2 {
+		return
+	}
+	l.flush = true
+	l.ready.Signal()
+	if l.releasable() {
 		return
 	}
 	upTo := l.segs[1].base - 1

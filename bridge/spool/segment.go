@@ -12,6 +12,8 @@ import (
 const (
 	spares = 2 // segments that are kept ready for each class: one for the log to go on, one to free others by
 	hoard  = 4 // how many may wait before they are deleted
+
+	dropWithin = 2 * time.Second // how long a commit waits for the oldest to go
 )
 
 // errWrite marks what failed before anything was flushed.
@@ -64,6 +66,7 @@ func (l *log) write(b *batch, seg *segment, fresh bool) (time.Duration, error) {
 //
 // The last free one is taken only where that frees another, since its checkpoint then says that something is settled.
 func (l *log) acquire() *segment {
+	start := time.Now()
 	for try := 0; ; try++ {
 		n := len(l.free)
 		if n > 1 || n == 1 && (l.s.closing || l.releasable()) {
@@ -75,10 +78,16 @@ func (l *log) acquire() *segment {
 		if n == 0 && l.releasable() && l.tail() && l.commit(l.newBatch()) == nil && len(l.free) > 0 {
 			continue
 		}
-		if try >= 3 || l.s.closed || time.Now().Before(l.refuse) {
+		switch {
+		case l.s.closed || time.Now().Before(l.refuse):
+			return nil
+		case try < 3:
+			l.s.round()
+		case l.s.o.DropOldest && time.Since(start) < dropWithin:
+			l.s.rounds.Wait() // for the class that is to give way
+		default:
 			return nil
 		}
-		l.s.round()
 	}
 }
 
