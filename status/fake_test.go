@@ -179,6 +179,7 @@ func well() *gateway {
 			{Name: "plant", Type: "mqtt", Address: "broker.plant7.example:8883", State: ConnectorUp, Since: noon.Add(-76 * time.Hour), Latency: 4 * time.Millisecond},
 		},
 		Spool: spool.Stats{Bytes: 12 << 20, MaxBytes: 1 << 30, Records: 8, Oldest: noon.Add(-200 * time.Millisecond), Commits: 5012, Written: 31 << 20,
+			SyncNanos: append(make([]uint64, 17), 12, 4000, 900, 100),
 			PendingBytes: map[string]int64{"cloud": 2048}},
 		Ledger: []spool.Tally{
 			{Route: "sensors", Connector: "cloud", Accepted: 81203, Delivered: 81193, Dead: 2, Pending: 8},
@@ -187,7 +188,7 @@ func well() *gateway {
 		Keys: []Key{{Name: "identity", Subject: "CN=plant7-gw1", Issuer: "CN=Plant 7 CA", Ends: noon.Add(212 * 24 * time.Hour),
 			Info: hwcrypto.Info{URI: "tpm:name=identity", Where: "TPM 2.0 (IBM SW TPM)", Algorithm: hwcrypto.ECDSAP256, Hardware: true, Fingerprint: "5be2",
 				Attributes: map[string]string{"fixedTPM": "true", "sensitiveDataOrigin": "true"}}}},
-		Chips: []hwcrypto.QueueStats{{Chip: "tpm:/dev/tpmrm0", Done: 112, Failed: 1, Latency: 21 * time.Millisecond}},
+		Chips: []hwcrypto.QueueStats{{Chip: "tpm:/dev/tpmrm0", Done: 112, Failed: 1, Latency: 21 * time.Millisecond, Histogram: []uint64{0, 0, 0, 0, 0, 2, 10, 90, 10, 0, 0, 0, 0, 0, 1}}},
 	}
 	return g
 }

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
 )
 
 // collector gives the metrics of a snapshot that is taken when they are asked for.
@@ -27,11 +29,16 @@ type metrics struct{ ch chan<- prometheus.Metric }
 
 // labels are names and values by turns.
 func (m metrics) put(kind prometheus.ValueType, name, help string, value float64, labels ...string) {
-	var names, values []string
+	names, values := split(labels)
+	m.ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("drawbridge_"+name, help, names, nil), kind, value, values...)
+}
+
+// split gives the names and the values of labels.
+func split(labels []string) (names, values []string) {
 	for pair := range slices.Chunk(labels, 2) {
 		names, values = append(names, pair[0]), append(values, pair[1])
 	}
-	m.ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("drawbridge_"+name, help, names, nil), kind, value, values...)
+	return names, values
 }
 
 func (m metrics) gauge(name, help string, value float64, labels ...string) {
@@ -111,9 +118,52 @@ func (m metrics) spool(s *Snapshot) {
 	m.counter("spool_dropped_total", "Records dropped to make room.", float64(q.Dropped))
 	m.counter("spool_commits_total", "Writes that were flushed to the disk.", float64(q.Commits))
 	m.counter("spool_written_bytes_total", "Octets written to the disk.", float64(q.Written))
+	m.syncs(q.SyncNanos)
 	for connector, n := range q.PendingBytes {
 		m.gauge("spool_pending_bytes", "Octets that are pending, by connector.", float64(n), "connector", connector)
 	}
+}
+
+// The bounds of the histogram of flushes, as powers of two of nanoseconds: 16 µs to 17 s.
+const (
+	leastSync = 14
+	mostSync  = 34
+)
+
+// syncs writes the histogram of flushes, whose bucket i is for less than 1<<i ns.
+func (m metrics) syncs(counts []uint64) {
+	buckets, total, sum := map[float64]uint64{}, uint64(0), 0.0
+	for i, n := range counts {
+		total += n
+		sum += float64(n) * 0.75 * float64(uint64(1)<<i) / 1e9 // of a bucket only the bounds are known
+		if i >= leastSync && i <= mostSync {
+			buckets[float64(uint64(1)<<i)/1e9] = total
+		}
+	}
+	m.histogram("spool_sync_seconds", "Flushes to the disk by how long they took; the sum is an estimate.", total, sum, buckets)
+}
+
+// operations writes the histogram of a chip's operations.
+func (m metrics) operations(c hwcrypto.QueueStats) {
+	bounds := hwcrypto.QueueBuckets()
+	buckets, total, sum, last := map[float64]uint64{}, uint64(0), 0.0, 0.0
+	for i, n := range c.Histogram {
+		total += n
+		if i < len(bounds) {
+			bound := bounds[i].Seconds()
+			buckets[bound] = total
+			sum += float64(n) * (last + bound) / 2
+			last = bound
+		} else {
+			sum += float64(n) * last
+		}
+	}
+	m.histogram("chip_operation_seconds", "Operations of the chip by how long they took; the sum is an estimate.", total, sum, buckets, "chip", c.Chip)
+}
+
+func (m metrics) histogram(name, help string, count uint64, sum float64, buckets map[float64]uint64, labels ...string) {
+	names, values := split(labels)
+	m.ch <- prometheus.MustNewConstHistogram(prometheus.NewDesc("drawbridge_"+name, help, names, nil), count, sum, buckets, values...)
 }
 
 func (m metrics) keys(s *Snapshot) {
@@ -124,6 +174,7 @@ func (m metrics) keys(s *Snapshot) {
 		}
 	}
 	for _, c := range s.Chips {
+		m.operations(c)
 		m.gauge("chip_queue_depth", "Operations that wait for the chip.", float64(c.Depth), "chip", c.Chip)
 		for _, f := range []struct {
 			result string

@@ -27,7 +27,12 @@ const (
 func plots(l *language, points []point, now time.Time, reach, every time.Duration) []plot {
 	rates := func(f float64) string { return trim(f) + " /s" }
 	counts := func(f float64) string { return number(int64(f)) }
-	times := func(f float64) string { return l.span(time.Duration(f)) }
+	times := func(f float64) string {
+		if f == 0 {
+			return "–" // no cloud has confirmed anything
+		}
+		return l.span(time.Duration(f))
+	}
 	in := func(p point) float64 { return float64(p.In) }
 	out := func(p point) float64 { return float64(p.Out) }
 	pending := func(p point) float64 { return float64(p.Pending) }
