@@ -106,6 +106,7 @@ func (r *Realm) password(ctx context.Context, c *Credentials) (Identity, error) 
 	ok, err := r.verify(ctx, d, c.Password)
 	switch {
 	case known && err != nil:
+		r.back.succeeded(who) // nothing was proven wrong
 		return Identity{}, fmt.Errorf("device %q: password: %w", d.name, err)
 	case !known || !ok:
 		return Identity{}, ErrUnknown

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -224,9 +225,58 @@ func TestWrongPasswordsMakeWait(t *testing.T) {
 	for range 4 {
 		try("wrong", "[2001:db8::2]:6")
 	}
+	if err := os.Remove(b.path("p")); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		if err := try("right", "[2001:db8::2]:6"); err == nil || errors.Is(err, auth.ErrUnknown) {
+			t.Fatalf("a file that is away is not a wrong password: %v", err)
+		}
+	}
+	b.write("p", []byte("right"))
 	if err := try("right", "[2001:db8::2]:6"); err != nil {
 		t.Errorf("the right password does not clear what was before: %v", err)
 	}
+}
+
+// Devices log in while the file is taken over again and again: each sees one file or the other, whole.
+func TestReloadUnderLoad(t *testing.T) {
+	old := "[device.d]\ngroups = [\"a\"]\npsk = \"file:k\"\npassword = \"file:p\"\n[[allow]]\ngroups = [\"a\"]\nop = \"report\"\nresources = [\"/a\"]\n"
+	fresh := strings.NewReplacer(`"a"`, `"b"`, `"/a"`, `"/b"`).Replace(old)
+	b := newBench(t, old, map[string]string{"k": "key", "p": "right"})
+	files := []*config.Config{b.config(old), b.config(fresh)}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				id, key, err := b.realm.PSK(t.Context(), "d")
+				if err != nil || string(key) != "key" {
+					t.Errorf("%v", err)
+					return
+				}
+				if id, err = b.realm.Login(t.Context(), []string{"password"}, auth.Credentials{User: "d", Password: []byte("right"), Remote: from("10.0.0.1:1")}); err != nil {
+					t.Errorf("%v", err)
+					return
+				}
+				if a := b.realm.Explain(&id, auth.Report, "", "/"+id.Groups[0]); a != nil && a.Groups[0] != id.Groups[0] {
+					t.Errorf("%v by the rule for %v", id.Groups, a.Groups)
+				}
+			}
+		})
+	}
+	for i := range 200 {
+		if err := b.realm.Swap(t.Context(), files[i%2]); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	wg.Wait()
 }
 
 func TestAnonymous(t *testing.T) {
