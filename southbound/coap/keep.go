@@ -363,7 +363,7 @@ func (t *turn) fresh(s *session, p *packet) bool {
 		return true
 	}
 	if v, ok := p.option(echo); ok && len(s.challenge) > 0 && bytes.Equal(v, s.challenge) {
-		s.doubted, s.challenge = false, nil
+		s.doubted, s.challenge, s.tries = false, nil, 0
 		return true
 	}
 	if s.tries++; s.tries > echoTries {

@@ -18,6 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/internal/msg"
@@ -305,5 +308,56 @@ func (w *watcher) replay() {
 	defer w.mu.Unlock()
 	for _, d := range w.past {
 		w.back.WriteTo(d, w.server)
+	}
+}
+
+func TestAfterAPowerCutTheFirstRequestProvesThatItIsFresh(t *testing.T) {
+	w := newWire(t, nil)
+	w.feed([]byte{0x40, 0, 0, 1})
+	s := w.l.byAddr[deviceAddr]
+	s.doubted = true
+	req := w.request(con, codes.POST, 1, "t", "/a", []byte("1"))
+	p := w.one(w.feed(req))
+	challenge, ok := p.option(echo)
+	if p.code != codes.Unauthorized || !ok || len(challenge) != 8 {
+		t.Fatalf("answered %s, Echo %x", codeText(p.code), challenge)
+	}
+	if p := w.one(w.feed(w.request(con, codes.POST, 2, "t", "/a", []byte("1"), message.Option{ID: echo, Value: challenge}))); p.code != codes.Changed {
+		t.Errorf("with the Echo: %s", codeText(p.code))
+	}
+	if p := w.one(w.feed(w.request(con, codes.POST, 3, "t", "/a", []byte("1")))); p.code != codes.Changed {
+		t.Errorf("then: %s", codeText(p.code))
+	}
+	s.doubted = true
+	for range echoTries + 1 {
+		w.feed(req)
+	}
+	if !s.dead || len(w.up.Messages()) != 2 {
+		t.Errorf("a device without Echo: dead %v, %d submitted", s.dead, len(w.up.Messages()))
+	}
+}
+
+func TestAssociationsFollowThePolicy(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	b := southtest.Start(t, driver())
+	report := func(d southtest.Device, name string) {
+		t.Helper()
+		if code, err := d.Report(ctx, "/a", "", nil); err != nil || code != "2.04" {
+			t.Fatalf("%s: %s, %v", name, code, err)
+		}
+	}
+	one, two := b.Device(ctx, t, "th-1"), b.Device(ctx, t, "th-2")
+	report(one, "th-1")
+	report(two, "th-2")
+	b.AddDevice("th-1", southtest.Account{Secret: b.Secret("th-1"), Groups: []string{"other"}})
+	b.RemoveDevice("th-2")
+	b.Listener.(southbound.PolicyChanged).PolicyChanged()
+	report(one, "th-1")
+	if m := b.Up.Messages(); len(m) != 3 || len(m[2].Groups) != 1 || m[2].Groups[0] != "other" {
+		t.Errorf("groups after the change: %v", m[len(m)-1].Groups)
+	}
+	if f := figures(b); f["sessions"] != 1 {
+		t.Errorf("%d sessions", f["sessions"])
 	}
 }

@@ -99,7 +99,7 @@ func (l *listener) end(t *turn) {
 	}
 	t.subs = t.subs[:0]
 	for list := t.out[:t.n]; len(list) > 0; {
-		n, err := sock.WriteBatch(list, 0)
+		n, err := sock.WriteBatch(list[:min(len(list), 2*batchLen)], 0)
 		if err != nil {
 			// The first one cannot be sent: no route, or a full buffer. It counts as lost.
 			l.count.socketErrors.Add(1)

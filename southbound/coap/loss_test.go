@@ -1,0 +1,114 @@
+package coap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/southbound/southtest"
+)
+
+// lossy relays between one client and the server, and loses one datagram in five on either way.
+func lossy(t *testing.T, server net.Addr, seed uint64) (addr string) {
+	t.Helper()
+	listen := func() *net.UDPConn {
+		c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	front, back := listen(), listen()
+	client := make(chan net.Addr, 1)
+	var wg sync.WaitGroup
+	relay := func(from *net.UDPConn, seed uint64, forward func(b []byte, from net.Addr)) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		buf := make([]byte, 4096)
+		for {
+			n, a, err := from.ReadFrom(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil && r.IntN(5) > 0 {
+				forward(buf[:n], a)
+			}
+		}
+	}
+	wg.Go(func() {
+		relay(front, 2*seed, func(b []byte, a net.Addr) {
+			select {
+			case client <- a:
+			default:
+			}
+			back.WriteTo(b, server)
+		})
+	})
+	wg.Go(func() {
+		var to net.Addr
+		relay(back, 2*seed+1, func(b []byte, _ net.Addr) {
+			if to == nil {
+				to = <-client
+			}
+			front.WriteTo(b, to)
+		})
+	})
+	t.Cleanup(func() { front.Close(); back.Close(); wg.Wait() })
+	return front.LocalAddr().String()
+}
+
+func TestDevicesGetThroughLoss(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for retransmissions")
+	}
+	b := southtest.Start(t, driver())
+	for seed, client := range []string{"coap-client-openssl", "coap-client-gnutls"} {
+		for i, security := range []string{"psk", "x509"} {
+			program(t, client)
+			cred := credentials(t, b, security, "th-1")
+			addr := lossy(t, b.Addr, uint64(10*seed+i))
+			t.Run(client+" with "+security, func(t *testing.T) {
+				t.Parallel()
+				out := run(t, client, append(cred, "-v", "6", "-B", "50", "-m", "post", "-e", "1", fmt.Sprintf("coaps://%s/lossy/%d/%s", addr, seed, security))...)
+				if !strings.Contains(out, "2.04") {
+					t.Errorf("%s; %v", out, figures(b))
+				}
+			})
+		}
+	}
+}
+
+func TestLibcoapClientObservesCommands(t *testing.T) {
+	for _, client := range []string{"coap-client-openssl", "coap-client-gnutls"} {
+		t.Run(client, func(t *testing.T) {
+			program(t, client)
+			b := southtest.Start(t, driver())
+			cred := credentials(t, b, "psk", "th-1")
+			out := make(chan string, 1)
+			go func() {
+				out <- run(t, client, append(cred, "-v", "6", "-B", "10", "-m", "get", "-s", "3", fmt.Sprintf("coaps://%s/actuators/setpoint", b.Addr))...)
+			}()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			for {
+				r, err := b.Listener.Deliver(ctx, msg.Message{Device: "th-1", Method: "PUT", Resource: "/actuators/setpoint", Type: "text/plain", Payload: []byte("21.5")})
+				if err == nil && r.Status == msg.Done && r.Code == "" {
+					break
+				}
+				if ctx.Err() != nil {
+					t.Fatal(r, err)
+				}
+				time.Sleep(50 * time.Millisecond) // it has not connected, or does not observe yet
+			}
+			if got := <-out; !strings.Contains(got, "21.5") {
+				t.Error(got)
+			}
+		})
+	}
+}
