@@ -2,6 +2,11 @@
 //
 // No function of this package returns a private key or a shared secret that the chip holds. A key is used through
 // crypto.Signer and through abilities that are found by assertion; what a provider cannot do, its keys do not assert.
+//
+// What is in our memory all the same: a key of the provider file; a pre-shared key for the time of a handshake, since the DTLS library
+// wants its octets; what TLS and DTLS derive for their sessions; the key by which a TPM seals, for the moment of sealing (a TPM
+// knows no AES-GCM), and its AES key schedule until the garbage collector has overwritten it; a secret that a user of Unseal or ECDH has asked for; and, where
+// a PKCS#11 module is software such as SoftHSM2, all that this module holds, for it lives in our process.
 package hwcrypto
 
 import (
@@ -58,7 +63,7 @@ type Attester interface {
 	Attest(ctx context.Context, nonce []byte) (Attestation, error)
 }
 
-// Random is the ability of a provider to give random octets of the chip.
+// Random is the ability of a key to give random octets of its chip.
 type Random interface{ Rand() io.Reader }
 
 // Lister is the ability of a provider to list the keys of a token.

@@ -35,7 +35,6 @@ var (
 	_ hwcrypto.Generator = Provider{}
 	_ hwcrypto.Importer  = Provider{}
 	_ hwcrypto.Lister    = Provider{}
-	_ hwcrypto.Random    = Provider{}
 )
 
 // Open reads the key file.
@@ -106,9 +105,6 @@ func (p Provider) List(ctx context.Context, u hwcrypto.URI) ([]hwcrypto.Info, er
 	i, err := k.(hwcrypto.Describer).Describe(ctx)
 	return []hwcrypto.Info{i}, err
 }
-
-// Rand is the operating system's generator.
-func (Provider) Rand() io.Reader { return rand.Reader }
 
 // Close does nothing.
 func (Provider) Close() error { return nil }

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/internal/health"
 )
 
@@ -42,9 +45,12 @@ func (r *Ring) Run(ctx context.Context) error {
 	t := time.NewTicker(checkEvery)
 	defer t.Stop()
 	state := map[string]*renewal{}
-	for {
-		r.renew(ctx, state)
+	for first := true; ; first = false {
 		r.Check(ctx)
+		if first {
+			r.stir(ctx)
+		}
+		r.renew(ctx, state)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -102,4 +108,21 @@ func (r *Ring) check(ctx context.Context, name string) {
 func renewAt(from, to time.Time) time.Time {
 	left := min(to.Sub(from)/6, 30*24*time.Hour)
 	return to.Add(-left)
+}
+
+// stir mixes random octets of every chip into the kernel's generator, from which all of ours come. Whoever writes there adds, and
+// takes nothing away; a chip or a kernel that will not is no trouble.
+func (r *Ring) stir(ctx context.Context) {
+	pool, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return
+	}
+	defer pool.Close()
+	for _, name := range r.Names() {
+		if _, k, err := r.named(ctx, name); err == nil {
+			if c, ok := k.(hwcrypto.Random); ok {
+				_, _ = io.CopyN(pool, c.Rand(), 32)
+			}
+		}
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -115,6 +116,17 @@ func (s Subject) testKind(t *testing.T, alg hwcrypto.Algorithm) {
 		}
 	}
 	testSeal(t, k)
+	if r, ok := k.(hwcrypto.Random); ok != s.Hardware {
+		t.Errorf("it gives random octets: %v", ok)
+	} else if ok {
+		a, b := make([]byte, 100), make([]byte, 100)
+		if _, err := io.ReadFull(r.Rand(), a); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(r.Rand(), b); err != nil || bytes.Equal(a, b) || bytes.Equal(a[:50], a[50:]) {
+			t.Errorf("random octets: %x, %x, %v", a, b, err)
+		}
+	}
 	if a, ok := k.(hwcrypto.Attester); ok {
 		at, err := a.Attest(t.Context(), []byte("nonce"))
 		check(t, err)

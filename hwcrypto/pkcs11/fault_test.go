@@ -5,6 +5,7 @@ package pkcs11
 import (
 	"context"
 	"crypto"
+	"crypto/rand"
 	"errors"
 	"os"
 	"os/exec"
@@ -372,5 +373,34 @@ func TestTwoGatewaysOnOneToken(t *testing.T) {
 	}
 	if err := sign(t.Context(), kb); err != nil {
 		t.Errorf("after the other has gone: %v", err)
+	}
+}
+
+func TestTwoWhoMakeTheSameKeyAtOnceNeverLeaveTwo(t *testing.T) {
+	t.Parallel()
+	token := keytest.SoftHSM(t)
+	a, b := provider(t, Options{}), provider(t, Options{})
+	for range 20 {
+		u := parse(t, token.URI("k"+rand.Text()))
+		var wg sync.WaitGroup
+		var errs [2]error
+		for i, p := range []*Provider{a, b} {
+			wg.Go(func() { _, errs[i] = p.Generate(t.Context(), u, hwcrypto.ECDSAP256) })
+		}
+		wg.Wait()
+		for _, err := range errs {
+			if err != nil && !errors.Is(err, hwcrypto.ErrKeyExists) {
+				t.Error(err)
+			}
+		}
+		_, err := a.Open(t.Context(), u)
+		switch {
+		case errs[0] == nil || errs[1] == nil:
+			if err != nil || errs[0] == errs[1] {
+				t.Errorf("made: %v, %v; opened: %v", errs[0], errs[1], err)
+			}
+		case !errors.Is(err, hwcrypto.ErrNoKey):
+			t.Errorf("made by none; opened: %v", err)
+		}
 	}
 }

@@ -44,6 +44,7 @@ var (
 	_ hwcrypto.ContextSigner = (*signer)(nil)
 	_ hwcrypto.Sealer        = (*signer)(nil)
 	_ hwcrypto.Describer     = (*signer)(nil)
+	_ hwcrypto.Random        = (*signer)(nil)
 	_ hwcrypto.Attester      = (*signer)(nil)
 	_ hwcrypto.Agreer        = (*agreer)(nil)
 	_ hwcrypto.MACer         = (*macer)(nil)

@@ -123,10 +123,8 @@ func (t *token) create(ctx context.Context, u hwcrypto.URI, class uint,
 		if err != nil {
 			return none, err
 		}
-		for _, h := range hs { // of several that were made at once, the one with the lowest id stays
-			if h != private && bytes.Compare((attributes{s, h}).get(pkcs11.CKA_ID), id) < 0 {
-				err = hwcrypto.ErrKeyExists
-			}
+		if len(hs) > 1 { // made at once by two: each takes its own back rather than leave a name that means both
+			err = hwcrypto.ErrKeyExists
 		}
 		if err != nil {
 			_ = s.DestroyObject(s.h, private)

@@ -51,6 +51,7 @@ var (
 	_ hwcrypto.Attester      = signer{}
 	_ hwcrypto.Sealer        = signer{}
 	_ hwcrypto.Describer     = signer{}
+	_ hwcrypto.Random        = signer{}
 	_ hwcrypto.Agreer        = agreer{}
 	_ hwcrypto.MACer         = macer{}
 )
