@@ -187,7 +187,7 @@ func (b *Bridge) RunConnector(ctx context.Context, name string, beat Beat) error
 	return b.pump(name).run(ctx, c, beat)
 }
 
-// Pause ends the connector's session and dials no more until Resume. Its queue grows meanwhile.
+// Pause ends the connector's session and dials no more until Resume or the end of the process. Its queue grows meanwhile.
 func (b *Bridge) Pause(connector string) { b.pump(connector).pause() }
 
 // Resume ends a pause, and any wait between two attempts to dial.

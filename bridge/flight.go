@@ -39,15 +39,16 @@ type flight struct {
 	grave chan struct{} // capacity 1: something is to be buried
 
 	mu        sync.Mutex
-	over      bool     // guarded by mu; confirmations that come later count no more: what they are for will be sent again
-	count     int      // guarded by mu; publications in flight
-	refused   int      // guarded by mu; of these, how many the cloud did not take
-	bytes     int      // guarded by mu
-	sent      int      // guarded by mu
-	delivered int      // guarded by mu
-	burials   []burial // guarded by mu
-	moved     int      // guarded by mu; settled in any way
-	deadRun   int      // guarded by mu; see probe
+	over      bool          // guarded by mu; confirmations that come later count no more: what they are for will be sent again
+	count     int           // guarded by mu; publications in flight
+	refused   int           // guarded by mu; of these, how many the cloud did not take
+	bytes     int           // guarded by mu
+	sent      int           // guarded by mu
+	delivered int           // guarded by mu
+	burials   []burial      // guarded by mu
+	moved     int           // guarded by mu; settled in any way
+	deadRun   int           // guarded by mu; see probe
+	latency   time.Duration // guarded by mu; moving mean from send to confirmation
 }
 
 func newFlight(p *pump, s northbound.Session, cancel context.CancelCauseFunc) *flight {
@@ -159,6 +160,7 @@ type batch struct {
 	entries []spool.Entry
 	pubs    []msg.Publication
 	done    []confirmation // guarded by f.mu
+	sent    time.Time
 }
 
 type confirmation byte
@@ -217,6 +219,7 @@ func (f *flight) send(ctx context.Context, b *batch) error {
 	if len(b.pubs) == 0 {
 		return nil
 	}
+	b.sent = time.Now()
 	f.mu.Lock()
 	f.count += len(b.entries)
 	f.sent += len(b.entries)
@@ -257,6 +260,11 @@ func (b *batch) confirm(i int, err error) {
 		return
 	}
 	b.done[i] = refused
+	took := time.Since(b.sent)
+	if f.latency == 0 {
+		f.latency = took
+	}
+	f.latency += (took - f.latency) / 16
 	switch {
 	case err == nil:
 		b.done[i] = taken

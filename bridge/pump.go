@@ -48,6 +48,7 @@ type pump struct {
 	mu     sync.Mutex
 	paused bool                    // guarded by mu
 	cancel context.CancelCauseFunc // guarded by mu; ends the session, nil where there is none
+	flight *flight                 // guarded by mu; of the session, nil where there is none
 	seen   ConnectorStatus         // guarded by mu
 }
 
@@ -161,7 +162,9 @@ func (p *pump) session(ctx context.Context, c northbound.Connector, beat Beat) (
 	p.b.o.Log.Info("connected", "connector", p.name)
 
 	f := newFlight(p, s, cancel)
+	p.setFlight(f)
 	err = f.run(ctx, beat)
+	p.setFlight(nil)
 	if task.Err() == nil && !errors.Is(err, errPaused) && !errors.Is(err, errTopicsChanged) {
 		p.probe.ended(f, err)
 		p.health.Fail(&CloudUnreachable, err)
@@ -226,12 +229,40 @@ func (p *pump) set(state string, err error) {
 	case StateDialing:
 		p.seen.Attempts++
 	case StateConnected:
-		p.seen.Attempts, p.seen.LastError = 0, ""
+		p.seen.Attempts = 0
 		p.seen.Sessions++
 	}
 	if err != nil {
-		p.seen.LastError = err.Error()
+		p.seen.LastError, p.seen.LastFault = err.Error(), p.b.o.Now()
 	}
+}
+
+func (p *pump) setFlight(f *flight) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.measure()
+	p.flight = f
+}
+
+// measure takes over the figures of the session; the caller holds mu.
+func (p *pump) measure() {
+	p.seen.InFlight = 0
+	if f := p.flight; f != nil {
+		f.mu.Lock()
+		p.seen.InFlight = f.count
+		if f.latency > 0 {
+			p.seen.Latency = f.latency
+		}
+		f.mu.Unlock()
+	}
+}
+
+// status gives what the pump does.
+func (p *pump) status() ConnectorStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.measure()
+	return p.seen
 }
 
 func (p *pump) setNext(at time.Time) {

@@ -274,9 +274,15 @@ func TestConfirmationsThatComeAfterTheSessionCountNoMore(t *testing.T) {
 	pumped(t, c, func(t *testing.T, r *rig) {
 		r.reports(0, 5)
 		synctest.Wait()
+		if s := r.Snapshot().Connectors[0]; s.InFlight != 5 || s.Latency != 0 {
+			t.Errorf("got %+v", s)
+		}
 		c.session.cancel(errors.New("reset"))
 		synctest.Wait()
 		c.release() // of the session that is over
+		if s := r.Snapshot().Connectors[0]; s.State != StateWaiting || s.InFlight != 0 || s.LastError != "reset" || s.LastFault.IsZero() {
+			t.Errorf("got %+v", s)
+		}
 		if l := r.line("sensors"); l.Delivered != 0 || l.Pending != 5 {
 			t.Errorf("got %+v", l)
 		}

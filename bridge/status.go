@@ -26,16 +26,19 @@ type Snapshot struct {
 
 // ConnectorStatus is the state of one connector.
 type ConnectorStatus struct {
-	Name         string    `json:"name"`
-	State        string    `json:"state"`                // one of the State constants
-	Since        time.Time `json:"since"`                // of that state
-	Next         time.Time `json:"next,omitzero"`        // of the next attempt to dial, while waiting
-	Attempts     int       `json:"attempts"`             // to dial, since it was last connected
-	Sessions     int       `json:"sessions"`             // since start
-	LastError    string    `json:"last_error,omitempty"` // why the last attempt or session ended; empty while connected
-	Pending      uint64    `json:"pending"`              // publications not settled
-	PendingBytes int64     `json:"pending_bytes"`
-	DeadLetters  int       `json:"dead_letters"`
+	Name         string        `json:"name"`
+	State        string        `json:"state"`                // one of the State constants
+	Since        time.Time     `json:"since"`                // of that state
+	Next         time.Time     `json:"next,omitzero"`        // of the next attempt to dial, while waiting
+	Attempts     int           `json:"attempts"`             // to dial, since it was last connected
+	Sessions     int           `json:"sessions"`             // since start
+	LastError    string        `json:"last_error,omitempty"` // why the last attempt or session ended; kept after it is up again
+	LastFault    time.Time     `json:"last_fault,omitzero"`  // when that was
+	InFlight     int           `json:"in_flight"`            // publications sent and not settled
+	Latency      time.Duration `json:"latency_ns"`           // moving mean from send to confirmation; zero: none yet
+	Pending      uint64        `json:"pending"`              // publications not settled
+	PendingBytes int64         `json:"pending_bytes"`
+	DeadLetters  int           `json:"dead_letters"`
 }
 
 // Snapshot gives the state for status.
@@ -69,9 +72,7 @@ func (b *Bridge) seen(name string) ConnectorStatus {
 	if p == nil {
 		return ConnectorStatus{Name: name, State: StateStopped}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.seen
+	return p.status()
 }
 
 // examine reports and clears the problems that figures show.
