@@ -137,6 +137,20 @@ func (s *Site) IssueFiles(t testing.TB, name string) (certFile, keyFile string) 
 	return certFile, keyFile
 }
 
+// Revoke makes a PEM revocation list of the site's CA that names the serials.
+func (s *Site) Revoke(t testing.TB, serials ...*big.Int) []byte {
+	t.Helper()
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(time.Hour)}
+	for _, serial := range serials {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: time.Now()})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, s.caCert, s.caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
+}
+
 // AddDevice adds or replaces a device.
 func (s *Site) AddDevice(name string, a Account) {
 	s.mu.Lock()
