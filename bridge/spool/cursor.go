@@ -15,6 +15,8 @@ type cursor struct {
 	moved   uint64   // everything up to it is in side, not in the main log
 	side    []*segment
 
+	hurt bool // some of that is gone
+
 	pending uint64 // records that are not settled
 	bytes   int64  // what they take
 	oldest  int64  // time of the first of them in ms, as far as is known
@@ -101,6 +103,10 @@ func (cur *cursor) reconcile() {
 		if n.cur == cur {
 			n.dead += n.pending()
 		}
+	}
+	if cur.hurt {
+		cur.log.lost += cur.pending
+		cur.hurt = false
 	}
 	cur.consumer.bytes -= cur.bytes
 	cur.pending, cur.bytes = 0, 0

@@ -212,7 +212,11 @@ func TestPowerCut(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(7, uint64(run)))
 			d := newMemDisk()
-			o := Options{MaxSize: 3 << 20, Segment: 64 << 10}
+			o, ways := Options{MaxSize: 3 << 20, Segment: 64 << 10}, cuts
+			if run%4 == 3 {
+				// Close together, for disks that do not turn pages to garbage.
+				o.Align, ways = 8, cuts[:len(cuts)-1]
+			}
 			w := newWitness()
 			for life := range lives {
 				d.delay = time.Duration(rnd.IntN(200)) * time.Microsecond
@@ -222,7 +226,7 @@ func TestPowerCut(t *testing.T) {
 				var images []image
 				for i := range per {
 					d.await(d.count() + 5 + rnd.IntN(60))
-					images = append(images, w.cut(d, cuts[(i+life*per+run)%len(cuts)], rnd))
+					images = append(images, w.cut(d, ways[(i+life*per+run)%len(ways)], rnd))
 				}
 				close(stop)
 				if err := s.Close(); err != nil {

@@ -156,7 +156,12 @@ func (r *reader) load() bool {
 		r.scan = at.scan
 		f, ok := r.scan.frame()
 		if !ok {
-			if !r.scan.resync() {
+			first := r.scan.off == page // where a side segment always has one
+			found := r.scan.resync()
+			if side && (first || found) {
+				r.hurt()
+			}
+			if !found {
 				r.skip(at.last+1, sound)
 			}
 			continue
@@ -174,6 +179,14 @@ func (r *reader) load() bool {
 			return true
 		}
 	}
+}
+
+// hurt notes that records that were moved aside are gone. How many is known when the cursor has come to the end.
+func (r *reader) hurt() {
+	s := r.cur.log.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.cur.hurt = true
 }
 
 // skip goes on to seq, since there is nothing before it, which is sound or means damage.
