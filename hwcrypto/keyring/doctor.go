@@ -71,7 +71,7 @@ func (r *Ring) Examine(ctx context.Context, name string, step func(Step)) {
 			return "sealed and opened again", err
 		})
 	}
-	if k.Public() == nil {
+	if k.Public() == nil || r.certPath(e) == "" {
 		return
 	}
 	var c *chain

@@ -287,7 +287,7 @@ func TestOneChipsTroubleCostsOnlyItsOwnKeys(t *testing.T) {
 	if _, err := s.Signer(t.Context(), "open"); err == nil || !strings.HasPrefix(hint(err), "chmod 600 ") {
 		t.Errorf("a key that others may read: %v", err)
 	}
-	if got := s.problems(t); got != "key dev: certificate-missing, key dev: key-in-software, key open: key-unavailable, key p11: key-unavailable, key tpm: key-unavailable" {
+	if got := s.problems(t); got != "key dev: key-in-software, key open: key-unavailable, key p11: key-unavailable, key tpm: key-unavailable" {
 		t.Errorf("problems: %s", got)
 	}
 	if _, err := s.Signer(t.Context(), "dev"); err != nil {

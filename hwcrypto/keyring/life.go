@@ -74,7 +74,7 @@ func (r *Ring) status(ctx context.Context, name string) (s Status, certErr error
 		s.Err = err.Error()
 		return s, nil
 	}
-	if k.Public() == nil {
+	if k.Public() == nil || r.certPath(e) == "" {
 		return s, nil
 	}
 	c, err := r.chainOf(e, k)
