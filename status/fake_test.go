@@ -179,7 +179,7 @@ func well() *gateway {
 			{Name: "plant", Type: "mqtt", Address: "broker.plant7.example:8883", State: ConnectorUp, Since: noon.Add(-76 * time.Hour), Latency: 4 * time.Millisecond},
 		},
 		Spool: spool.Stats{Bytes: 12 << 20, MaxBytes: 1 << 30, Records: 8, Oldest: noon.Add(-200 * time.Millisecond), Commits: 5012, Written: 31 << 20,
-			SyncNanos: append(make([]uint64, 17), 12, 4000, 900, 100),
+			SyncNanos:    append(make([]uint64, 17), 12, 4000, 900, 100),
 			PendingBytes: map[string]int64{"cloud": 2048}},
 		Ledger: []spool.Tally{
 			{Route: "sensors", Connector: "cloud", Accepted: 81203, Delivered: 81193, Dead: 2, Pending: 8},
