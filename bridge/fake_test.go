@@ -25,6 +25,8 @@ type memory struct {
 
 	mu      sync.Mutex
 	fail    error // what Append answers, nil: it takes all
+	max     int64 // what Stats gives
+	lost    uint64
 	seq     uint64
 	records []*held
 	readers map[string]*memoryReader
@@ -40,7 +42,7 @@ type held struct {
 }
 
 func newMemory(t testing.TB) *memory {
-	return &memory{t: t, readers: map[string]*memoryReader{}, tally: map[[2]string]*spool.Tally{}, changed: make(chan struct{})}
+	return &memory{t: t, max: 1 << 30, readers: map[string]*memoryReader{}, tally: map[[2]string]*spool.Tally{}, changed: make(chan struct{})}
 }
 
 func (m *memory) Append(c spool.Class, r *spool.Record, done func(spool.Pos, error)) {
@@ -99,7 +101,13 @@ func (m *memory) Ledger() (list []spool.Tally) {
 func (m *memory) Stats() spool.Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return spool.Stats{MaxBytes: 1 << 30, Full: errors.Is(m.fail, spool.ErrFull)}
+	pending := map[string]int64{}
+	for _, h := range m.records {
+		for name := range h.open {
+			pending[name] += int64(len(h.r.Data))
+		}
+	}
+	return spool.Stats{MaxBytes: m.max, Full: errors.Is(m.fail, spool.ErrFull), Lost: m.lost, PendingBytes: pending}
 }
 
 func (m *memory) reader(name string) reader {

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/northbound"
@@ -78,4 +79,27 @@ func TestAListenerThatIsGoneIsAskedNoMore(t *testing.T) {
 			t.Errorf("got %+v", reply)
 		}
 	})
+}
+
+func TestProblemsOfQueues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.use(map[string]northbound.Connector{"cloud": &cloud{hold: true}})
+		defer r.run("cloud")()
+		r.queue.max, r.queue.lost = 400, 7
+		r.reports(0, 5) // 27 octets each
+		if err := r.report("th-17", "/both/x", "for plant, which is not there"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		if got, want := r.problems(), []string{"queue-growing", "spool-damaged", "queue-orphaned"}; !equalSets(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+func equalSets(a, b []string) bool {
+	slices.Sort(a)
+	slices.Sort(b)
+	return slices.Equal(a, b)
 }
