@@ -1,0 +1,131 @@
+// Package packaging holds what a service needs around the program; there is no Go code in it but these tests.
+package packaging
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// program finds a program that a test needs.
+func program(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("no " + name)
+	}
+	return path
+}
+
+func run(t *testing.T, name string, arg ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), name, arg...).CombinedOutput()
+	if err != nil {
+		t.Errorf("%s %s: %v\n%s", name, strings.Join(arg, " "), err, out)
+	}
+	return string(out)
+}
+
+func TestTheUnitIsSandboxed(t *testing.T) {
+	out := run(t, program(t, "systemd-analyze"), "security", "--offline=true", "--no-pager", "files/drawbridge.service")
+	m := regexp.MustCompile(`Overall exposure level.*: ([0-9.]+)`).FindStringSubmatch(out)
+	if m == nil {
+		t.Fatalf("no level:\n%s", out)
+	}
+	if level, err := strconv.ParseFloat(m[1], 64); err != nil || level > 1.5 {
+		t.Errorf("exposure %s", m[1])
+	}
+}
+
+func TestTheUnitsAreClean(t *testing.T) {
+	analyze := program(t, "systemd-analyze")
+	dir := t.TempDir()
+	var units []string
+	for _, name := range []string{"drawbridge.service", "drawbridge-coap.socket", "drawbridge-mqtt.socket"} {
+		unit, err := os.ReadFile("files/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The program need not be installed here.
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(unit), "/usr/bin/drawbridge", "/bin/true")), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		units = append(units, path)
+	}
+	if out := run(t, analyze, append([]string{"verify", "--man=no"}, units...)...); strings.Contains(out, dir) || strings.Contains(out, "drawbridge") {
+		t.Error(out)
+	}
+}
+
+func TestTheShippedFileIsGood(t *testing.T) {
+	out := run(t, "go", "run", "../cmd/drawbridge", "check", "files/drawbridge.toml")
+	if !strings.Contains(out, "ok: 2 listeners") {
+		t.Error(out)
+	}
+	file, err := os.ReadFile("files/drawbridge.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^listen\s*=\s*"(.*)"`).FindAllStringSubmatch(string(file), -1) {
+		if !strings.HasPrefix(m[1], "127.0.0.1:") {
+			t.Errorf("it listens on %s, not on this machine alone", m[1])
+		}
+	}
+}
+
+func TestScriptsParse(t *testing.T) {
+	scripts, err := filepath.Glob("scripts/*.sh")
+	if err != nil || len(scripts) == 0 {
+		t.Fatal(err)
+	}
+	for _, s := range scripts {
+		run(t, "sh", "-n", s)
+	}
+	for _, s := range []string{"build", "boot"} {
+		run(t, "bash", "-n", s)
+	}
+}
+
+func TestTheDashboardShowsMetricsThatThereAre(t *testing.T) {
+	metrics, err := os.ReadFile("../status/testdata/unwell.prom")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dashboard struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	data, err := os.ReadFile("files/grafana.json")
+	if err == nil {
+		err = json.Unmarshal(data, &dashboard)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := regexp.MustCompile(`drawbridge_\w+`)
+	shown := 0
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			for _, metric := range name.FindAllString(target.Expr, -1) {
+				shown++
+				if !strings.Contains(string(metrics), "\n# TYPE "+strings.TrimSuffix(metric, "_bucket")+" ") {
+					t.Errorf("%s: there is no %s", p.Title, metric)
+				}
+			}
+		}
+	}
+	if shown < 15 {
+		t.Errorf("%d metrics", shown)
+	}
+}
