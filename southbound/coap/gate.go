@@ -14,6 +14,7 @@ import (
 // half is a handshake under way.
 type half struct {
 	hs      *dtls.Handshake // used by one worker at a time
+	hello   []byte          // to know a repetition
 	addr    netip.AddrPort
 	cid     dtls.CID
 	inbox   [][]byte // datagrams for the worker
@@ -81,7 +82,7 @@ func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
 		return
 	}
 	if old := l.halves[from]; old != nil {
-		if old.hs.Same(h) {
+		if bytes.Equal(old.hello, h.Bytes()) {
 			t.putAll(old.flight, from)
 			return
 		}
@@ -96,7 +97,7 @@ func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
 		l.env.Health.Set(&handshakesFull, "")
 		return
 	}
-	n := &half{addr: from, cid: dtls.NewCID(), born: t.now, wait: time.Second, again: t.now.Add(time.Hour)}
+	n := &half{addr: from, hello: bytes.Clone(h.Bytes()), cid: dtls.NewCID(), born: t.now, wait: time.Second, again: t.now.Add(time.Hour)}
 	for l.byCID[n.cid] != nil || l.halfCID[n.cid] != nil {
 		n.cid = dtls.NewCID()
 	}

@@ -134,7 +134,11 @@ func (hs *Handshake) serverKeyExchange(cert *tls.Certificate, scheme uint16) ([]
 	return out.BytesOrPanic(), nil
 }
 
-const maxChain = 8
+// Bounds of what a client may make this side compute; that of RSA is crypto/tls's.
+const (
+	maxChain = 8
+	maxRSA   = 8192
+)
 
 func (hs *Handshake) clientCertificate(body []byte) error {
 	var m pion.MessageCertificate
@@ -151,6 +155,9 @@ func (hs *Handshake) clientCertificate(body []byte) error {
 		c, err := x509.ParseCertificate(raw)
 		if err != nil {
 			return &Failure{badCertificate, "client-certificate", err}
+		}
+		if k, ok := c.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > maxRSA {
+			return fail(badCertificate, "client-certificate", "RSA key of %d bits", k.N.BitLen())
 		}
 		hs.chain = append(hs.chain, c)
 	}
@@ -205,8 +212,6 @@ func verifySignature(pub crypto.PublicKey, scheme uint16, sig, signed []byte) bo
 		return scheme == uint16(tls.Ed25519) && ed25519.Verify(k, sum, sig)
 	case *rsa.PublicKey:
 		switch {
-		case k.N.BitLen() > 8192: // as crypto/tls, a bound of what a client may make this side compute
-			return false
 		case isPSS(scheme):
 			return rsa.VerifyPSS(k, h, sum, sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 		case scheme&0xff == 1:

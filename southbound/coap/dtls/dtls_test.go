@@ -136,6 +136,7 @@ func serve(t testing.TB, cfg *Config, drop func(int) bool) (*server, string) {
 func (s *server) run(t testing.TB) {
 	gate := NewGate(time.Now())
 	var hs *Handshake
+	var last []byte
 	buf := make([]byte, 4096)
 	for i := 0; ; i++ {
 		n, from, err := s.pc.ReadFrom(buf)
@@ -160,10 +161,10 @@ func (s *server) run(t testing.TB) {
 			switch {
 			case !admitted:
 				s.pc.WriteTo(challenge, from)
-			case hs != nil && hs.Same(&h):
+			case hs != nil && bytes.Equal(last, h.Bytes()):
 				send(hs.Flight())
 			default:
-				hs = NewHandshake(s.cfg, &h, NewCID())
+				hs, last = NewHandshake(s.cfg, &h, NewCID()), bytes.Clone(h.Bytes())
 				out, err := hs.Start(t.Context())
 				if err != nil {
 					s.errs <- err

@@ -56,6 +56,7 @@ const window = 6
 type reassembly struct {
 	next  uint16
 	parts [window]*part // parts[i] is message next+i
+	held  int           // octets of all parts
 }
 
 type part struct {
@@ -74,7 +75,7 @@ func (a *reassembly) add(b []byte) (rest []byte, err error) {
 	seq := binary.BigEndian.Uint16(b[4:])
 	offset := int(b[6])<<16 | int(b[7])<<8 | int(b[8])
 	n := int(b[9])<<16 | int(b[10])<<8 | int(b[11])
-	if n > len(b)-messageHeaderLen || offset+n > length || length > maxMessage {
+	if n > len(b)-messageHeaderLen || offset+n > length {
 		return nil, fail(decodeError, "malformed", "handshake fragment")
 	}
 	typ, data, rest := b[0], b[messageHeaderLen:messageHeaderLen+n], b[messageHeaderLen+n:]
@@ -84,6 +85,10 @@ func (a *reassembly) add(b []byte) (rest []byte, err error) {
 	}
 	p := a.parts[i]
 	if p == nil {
+		if a.held+length > maxMessages {
+			return nil, fail(handshakeFailure, "malformed", "messages too large")
+		}
+		a.held += length
 		p = &part{typ: typ, have: make([]bool, length), left: length}
 		p.msg = append(appendMessageHeader(make([]byte, 0, messageHeaderLen+length), typ, length, seq, 0, length), make([]byte, length)...)
 		a.parts[i] = p
@@ -109,6 +114,7 @@ func (a *reassembly) pop() (typ byte, msg []byte) {
 	}
 	copy(a.parts[:], a.parts[1:])
 	a.parts[window-1] = nil
+	a.held -= len(p.have)
 	a.next++
 	return p.typ, p.msg
 }

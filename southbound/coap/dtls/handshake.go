@@ -43,8 +43,8 @@ type Config struct {
 
 // Limits of what a client may make a handshake hold.
 const (
-	maxMessage = 16 << 10
-	maxStash   = 4
+	maxMessages = 20 << 10 // octets of messages that are not whole or not due
+	maxStash    = 4
 )
 
 // Handshake is one handshake, after its cookie. It is not safe for concurrent use.
@@ -56,7 +56,7 @@ type Handshake struct {
 	random [2][32]byte // client's, server's
 
 	transcript []byte // messages with normalized headers, from the ClientHello on
-	hello      []byte // the ClientHello as it came, to know it again
+	hello      []byte // the ClientHello, until Start
 	recv       reassembly
 	sendSeq    uint16
 	plainSeq   uint64
@@ -81,9 +81,6 @@ func NewHandshake(cfg *Config, h *Hello, cid CID) *Handshake {
 	hs.recv.next = h.seq + 1
 	return hs
 }
-
-// Same tells whether the hello is a repetition of the one that this handshake began with.
-func (hs *Handshake) Same(h *Hello) bool { return bytes.Equal(hs.hello, h.raw) }
 
 // Conn gives the association once the handshake is done, and what its credential stands for. Before that conn is nil.
 func (hs *Handshake) Conn() (conn *Conn, peer any) {
@@ -389,6 +386,8 @@ func (hs *Handshake) lookup(ctx context.Context, identity string) ([]byte, error
 		return key, nil
 	case err != nil:
 		return nil, &Failure{internalError, "key-unavailable", err}
+	case len(key) == 0:
+		return nil, fail(internalError, "key-unavailable", "an empty PSK")
 	}
 	hs.peer = peer
 	return key, nil

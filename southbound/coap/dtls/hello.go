@@ -71,6 +71,9 @@ func ParseHello(r Record) (h Hello, ok bool) {
 	return h, version <= 0xfefd // DTLS versions count down: 1.2 or newer
 }
 
+// Bytes gives the message as it came. It points into the datagram.
+func (h *Hello) Bytes() []byte { return h.raw }
+
 // cookieLife is how long a cookie is good for, at least.
 const cookieLife = time.Minute
 
