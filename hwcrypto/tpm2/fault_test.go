@@ -127,6 +127,46 @@ func TestSlotsAreNotLeaked(t *testing.T) {
 	}
 }
 
+// TestLostHandles takes the keys out of the TPM behind the link's back, and fills its slots with what nobody flushes.
+func TestLostHandles(t *testing.T) {
+	t.Parallel()
+	chip := keytest.SWTPM(t)
+	p := provider(t, Options{Dir: chip.Dir})
+	k := made(t, p, chip.URI("a"), hwcrypto.ECDSAP256)
+	other := made(t, p, chip.URI("b"), hwcrypto.ECDSAP256)
+	c := p.chip(parse(t, chip.URI("a")))
+	for range 3 {
+		if err := sign(t.Context(), k); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := call(t.Context(), c, func(l *link) (struct{}, error) {
+			for _, s := range l.loaded {
+				l.flush(s.h.Handle)
+			}
+			return struct{}{}, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := sign(t.Context(), k); err != nil {
+			t.Errorf("after its handle has gone: %v", err)
+		}
+		if _, err := call(t.Context(), c, func(l *link) (struct{}, error) {
+			for range 2 {
+				if _, err := l.load(other.(signer).obj); err != nil {
+					return struct{}{}, err
+				}
+				l.loaded = nil // forgotten, not flushed
+			}
+			return struct{}{}, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := sign(t.Context(), k); err != nil {
+			t.Errorf("with the slots taken: %v", err)
+		}
+	}
+}
+
 func TestTwoGatewaysOnOneTPM(t *testing.T) {
 	t.Parallel()
 	chip := keytest.SWTPM(t)

@@ -81,7 +81,7 @@ func (c *chip) letGo() {
 	c.link = nil
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), time.Second)
 	defer cancel()
-	l.use(ctx, func() error { l.flushAll(); return nil })
+	_ = l.use(ctx, func() error { l.flushAll(); return nil })
 	l.dev.Close()
 }
 
@@ -95,8 +95,12 @@ func call[T any](ctx context.Context, c *chip, f func(*link) (T, error)) (T, err
 				return v, err
 			}
 			err = l.use(ctx, func() error { var err error; v, err = f(l); return err })
+			void := errors.Is(err, tpm2.TPMRCHandle) || errors.Is(err, tpm2.TPMRCReferenceH0)
+			if void && !l.broken { // what we hold for loaded is not
+				_ = l.use(ctx, func() error { l.flushAll(); clear(l.parents); return nil })
+			}
+			lost := l.broken || void
 			c.give(l)
-			lost := l.broken || errors.Is(err, tpm2.TPMRCHandle) || errors.Is(err, tpm2.TPMRCReferenceH0)
 			if err == nil || try == 3 || !lost || ctx.Err() != nil {
 				return v, err
 			}
@@ -205,20 +209,24 @@ func (l *link) begin() error {
 	if !l.raw {
 		return nil
 	}
-	hs, err := l.handles(0x80000000)
+	err := l.makeRoom()
 	if errors.Is(err, tpm2.TPMRCInitialize) {
-		if _, err := (tpm2.Startup{StartupType: tpm2.TPMSUClear}).Execute(l); err != nil {
-			return err
-		}
+		_, err = tpm2.Startup{StartupType: tpm2.TPMSUClear}.Execute(l)
+	}
+	return err
+}
+
+// makeRoom frees every slot that is ours: what we have loaded, and, in a raw TPM, what a connection that was lost has left.
+func (l *link) makeRoom() error {
+	l.flushAll()
+	if !l.raw {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
+	hs, err := l.handles(0x80000000)
 	for _, h := range hs {
 		l.flush(h)
 	}
-	return nil
+	return err
 }
 
 func (l *link) handles(from uint32) ([]tpm2.TPMHandle, error) {

@@ -211,8 +211,9 @@ func (l *link) load(o *object) (tpm2.NamedHandle, error) {
 	cmd := tpm2.Load{ParentHandle: p.handle, InPublic: o.pub, InPrivate: o.priv}
 	r, err := cmd.Execute(l)
 	if errors.Is(err, tpm2.TPMRCObjectMemory) {
-		l.flushAll()
-		r, err = cmd.Execute(l)
+		if err = l.makeRoom(); err == nil {
+			r, err = cmd.Execute(l)
+		}
 	}
 	if err != nil {
 		return tpm2.NamedHandle{}, err
@@ -228,7 +229,9 @@ func (l *link) create(t tpm2.TPMTPublic, secret []byte) (*blob, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.flushAll() // room for the object, its parent's sequence and the session
+	if err := l.makeRoom(); err != nil {
+		return nil, err
+	}
 	cmd := tpm2.Create{ParentHandle: p.handle, InPublic: tpm2.New2B(t)}
 	kind := oidLoadable
 	var sessions []tpm2.Session
