@@ -5,8 +5,8 @@
 //     (or, with ack = "cloud", confirmed by each).
 //   - What is accepted is delivered, expired by a rule that the user wrote, or kept as a dead letter with its reason.
 //     For each route and connector accepted = delivered + expired + dead + pending.
-//   - Publications of one device and priority reach a connector in the order in which they were accepted; those that
-//     are sent again keep that order.
+//   - Publications of one device and priority are sent to a connector in the order in which they were accepted, also when they are
+//     sent again. Only one that the cloud itself puts off, while it takes those behind it, arrives after these.
 //   - One message that a cloud cannot take does not stop those behind it; a cloud that is away loses nothing.
 //   - A command reaches a device only if policy lets that connector command that device on that resource.
 //   - Routes, policy, listeners and connectors are replaced as a whole; a message sees the old set or the new one, never a mix.

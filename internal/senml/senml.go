@@ -9,7 +9,6 @@ package senml
 
 import (
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -224,11 +223,24 @@ func appendNumber(b []byte, label string, f *float64) []byte {
 	if f == nil {
 		return b
 	}
-	text, _ := json.Marshal(*f) // finite, so it cannot fail
-	return append(append(b, label...), text...)
+	b = append(b, label...)
+	if a := math.Abs(*f); a != 0 && (a < 1e-6 || a >= 1e21) { // as ECMAScript and encoding/json do
+		return strconv.AppendFloat(b, *f, 'e', -1, 64)
+	}
+	return strconv.AppendFloat(b, *f, 'f', -1, 64)
 }
 
 func appendString(b []byte, s string) []byte {
-	text, _ := json.Marshal(s) // a string cannot fail
-	return append(b, text...)
+	b = append(b, '"')
+	for i := range len(s) { // what is read is UTF-8, so the rest may stand as it is
+		switch c := s[i]; {
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+		case c < 0x20:
+			b = fmt.Appendf(b, `\u%04x`, c)
+		default:
+			b = append(b, c)
+		}
+	}
+	return append(b, '"')
 }
