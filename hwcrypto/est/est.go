@@ -26,8 +26,10 @@ import (
 	"time"
 )
 
-// maxBody is more than any answer has.
-const maxBody = 1 << 20
+const (
+	maxBody  = 1 << 20          // more than any answer has
+	patience = 30 * time.Second // for one request and its answer
+)
 
 // Client speaks to one EST server.
 type Client struct {
@@ -138,6 +140,8 @@ func (c *Client) do(ctx context.Context, method, operation, contentType string, 
 		return nil, fmt.Errorf("EST: URL %q: want https://HOST/.well-known/est", c.URL)
 	}
 	u = u.JoinPath(operation)
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	conf := &tls.Config{RootCAs: c.Roots, MinVersion: tls.VersionTLS12, Time: c.Now}
 	if c.Certificate != nil {
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.Certificate, nil }

@@ -138,3 +138,13 @@ func TestAPanicIsAnError(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// BenchmarkCall is what a turn costs beside the operation itself.
+func BenchmarkCall(b *testing.B) {
+	q := New(Options{Chip: "chip", Workers: 8})
+	for b.Loop() {
+		if err := q.Do(b.Context(), func(context.Context) error { return nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
