@@ -15,6 +15,7 @@ type broker struct {
 	topics topics
 	rules  atomic.Uint64 // generation of the policy; never 0
 	number atomic.Uint64 // of the last session
+	weight atomic.Int64  // octets that wait for all sessions
 
 	mu       sync.RWMutex
 	sessions map[string]*session // guarded by mu, by key
@@ -110,13 +111,17 @@ type claim struct {
 }
 
 // attach gives c the session that it claims: the one that is there, unless clean, else a new one. A connection that the session has
-// is ended. welcome writes the CONNACK before anything else can be written. It tells whether that was done: where a second connection is refused, it is not.
-func (b *broker) attach(c *conn, want *claim, welcome func(present bool)) bool {
+// is ended. welcome writes the CONNACK before anything else can be written; it is not called where the code is not Success.
+func (b *broker) attach(c *conn, want *claim, welcome func(present bool)) packet.Code {
 	b.mu.Lock()
+	if d := b.devices[want.device]; d != nil && b.sessions[want.key] == nil && d.count() >= c.l.cfg.MaxSessions {
+		b.mu.Unlock()
+		return packet.QuotaExceeded
+	}
 	s, last, ok := b.vacate(c, want)
 	if !ok {
 		b.mu.Unlock()
-		return false
+		return packet.ClientIDNotValid
 	}
 	present := s != nil
 	if !present {
@@ -135,7 +140,7 @@ func (b *broker) attach(c *conn, want *claim, welcome func(present bool)) bool {
 	if last != nil {
 		b.testament(s, c.l, last)
 	}
-	return true
+	return packet.Success
 }
 
 // vacate takes the session of the claim from its former connection. It gives the session where it goes on, and the will that is due.
@@ -202,6 +207,7 @@ func (b *broker) drop(s *session) {
 // remove takes a session out of memory. b.mu and s.mu are held.
 func (b *broker) remove(s *session) {
 	s.gone = true
+	s.weigh(-s.weight)
 	delete(b.sessions, s.key)
 	d := s.device
 	d.mu.Lock()

@@ -97,7 +97,7 @@ func TestChild(t *testing.T) {
 	}
 	kind := NewKind()
 	cfg := defaults()
-	cfg.MaxConnections, cfg.MaxHalfOpen, cfg.MaxQueued, cfg.MaxQueuedBytes = 1<<20, 1<<20, 50000, 1<<28
+	cfg.MaxConnections, cfg.MaxHalfOpen, cfg.MaxQueued, cfg.MaxQueuedBytes, cfg.MaxQueuedTotal = 1<<20, 1<<20, 50000, 1<<28, 1<<30
 	site := southtest.NewSite(t)
 	site.State = filepath.Join(o.Dir, "state")
 	cfg.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(o.Port))

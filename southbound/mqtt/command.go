@@ -33,6 +33,23 @@ type device struct {
 	mu       sync.Mutex
 	sessions []*session // guarded by mu
 	commands []*command // guarded by mu: those that wait for a reply or an acknowledgement
+	rate     bucket     // guarded by mu: of publishes
+}
+
+func (d *device) count() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.sessions)
+}
+
+// mayPublish tells whether the device is within its rate.
+func (d *device) mayPublish(now time.Time, perSecond int) bool {
+	if perSecond == 0 {
+		return true
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.rate.take(now, perSecond)
 }
 
 // command is one message on its way to a device.

@@ -31,13 +31,15 @@ type Config struct {
 	MaxPacket        config.Size     `toml:"max_packet"`
 	ReceiveMaximum   int             `toml:"receive_maximum"` // publishes of one client that may wait for their acknowledgement
 	MaxRate          int             `toml:"max_rate"`        // publishes per second and device; 0: no limit
+	MaxSessions      int             `toml:"max_sessions"`    // of one device
 	MaxSubscriptions int             `toml:"max_subscriptions"`
 	MaxTopicLevels   int             `toml:"max_topic_levels"`
 	MaxSessionExpiry config.Duration `toml:"max_session_expiry"`
-	MaxQueued        int             `toml:"max_queued"`      // messages that wait for one session
-	MaxQueuedBytes   config.Size     `toml:"max_queued_size"` // and their octets
-	QueueFull        string          `toml:"queue_full"`      // "drop-new" (default) or "drop-old": counted, QoS 1 and 2 too
-	MaxRetained      int             `toml:"max_retained"`    // retained messages of the listener
+	MaxQueued        int             `toml:"max_queued"`       // messages that wait for one session
+	MaxQueuedBytes   config.Size     `toml:"max_queued_size"`  // and their octets
+	MaxQueuedTotal   config.Size     `toml:"max_queued_total"` // octets that wait for all sessions
+	QueueFull        string          `toml:"queue_full"`       // "drop-new" (default) or "drop-old": counted, QoS 1 and 2 too
+	MaxRetained      int             `toml:"max_retained"`     // retained messages of the listener
 }
 
 func defaults() *Config {
@@ -46,8 +48,8 @@ func defaults() *Config {
 		ClientID: "bound", Takeover: "accept",
 		ConnectTimeout: config.Duration(10 * time.Second), MaxKeepAlive: config.Duration(30 * time.Minute),
 		MaxConnections: 20000, MaxHalfOpen: 1000, MaxPacket: 256 << 10, ReceiveMaximum: 1000,
-		MaxSubscriptions: 100, MaxTopicLevels: 32, MaxSessionExpiry: config.Duration(7 * 24 * time.Hour),
-		MaxQueued: 1000, MaxQueuedBytes: 8 << 20, QueueFull: "drop-new", MaxRetained: 10000,
+		MaxSessions: 100, MaxSubscriptions: 100, MaxTopicLevels: 32, MaxSessionExpiry: config.Duration(7 * 24 * time.Hour),
+		MaxQueued: 1000, MaxQueuedBytes: 8 << 20, MaxQueuedTotal: 64 << 20, QueueFull: "drop-new", MaxRetained: 10000,
 	}
 }
 
@@ -98,6 +100,8 @@ func (c *Config) Check(s *config.Scope) {
 		"max_topic_levels":  {c.MaxTopicLevels, 1, 1000},
 		"max_queued":        {c.MaxQueued, 1, 60000},
 		"max_queued_size":   {int(c.MaxQueuedBytes), 1024, 1 << 30},
+		"max_queued_total":  {int(c.MaxQueuedTotal), 1024, 1 << 40},
+		"max_sessions":      {c.MaxSessions, 1, 1 << 20},
 		"max_retained":      {c.MaxRetained, 0, 1 << 24},
 	} {
 		if v.value < v.low || v.value > v.high {

@@ -35,11 +35,11 @@ type conn struct {
 	authMethod  string        // of enhanced authentication
 	aliases     map[uint16]string
 	sentAliases map[string]uint16 // guarded by session.mu
-	quit        bool              // DISCONNECT has come: the will is not published
+	quit        bool              // guarded by session.mu: DISCONNECT has come, the will is not published
 	lastSeen    atomic.Int64      // Unix seconds
 	end         atomic.Pointer[ending]
+	stopped     chan struct{} // closed once end is set
 	topic       known
-	rate        bucket
 	leftQoS0    func(error) // in.left, bound once
 	deadlineSet time.Time
 	cools       bool     // a read that times out does no harm
@@ -71,6 +71,7 @@ func (c *conn) stopReading(e *ending) {
 	if !c.end.CompareAndSwap(nil, e) {
 		return
 	}
+	close(c.stopped)
 	if _, ok := c.nc.(*web); ok { // its reading cannot be interrupted and its writing go on
 		c.out.close(c.farewell(e))
 		return
@@ -91,7 +92,6 @@ func (c *conn) serve(ctx context.Context, buf []byte) {
 	err := c.read(buf)
 	c.in.mu.Lock()
 	c.in.closed = true
-	c.in.room.Broadcast()
 	c.in.mu.Unlock()
 	c.finish(ctx, err)
 	c.session.detach(c)
@@ -325,7 +325,9 @@ func (c *conn) disconnected(body []byte) error {
 			return &packet.Error{Code: packet.ProtocolError, Why: "session expiry on DISCONNECT of a session that had none"}
 		}
 	}
+	c.session.mu.Lock()
 	c.quit = p.Code != packet.DisconnectWithWill
+	c.session.mu.Unlock()
 	return errGone
 }
 

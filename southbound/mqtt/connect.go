@@ -22,11 +22,11 @@ const connectLimit = 32 << 10
 // open reads CONNECT, finds out who it is, and gives the connection that is ready to serve, with what has been read beyond
 // CONNECT. The deadline of nc is already set.
 func (l *listener) open(ctx context.Context, nc net.Conn, chain []*x509.Certificate) (*conn, []byte, error) {
-	c := &conn{l: l, nc: nc, remote: nc.RemoteAddr().String()}
+	c := &conn{l: l, nc: nc, remote: nc.RemoteAddr().String(), stopped: make(chan struct{})}
 	_, isWeb := nc.(*web)
 	c.cools = !isWeb
 	c.leftQoS0 = c.in.left
-	c.in.room.L = &c.in.mu
+	c.in.room = make(chan struct{}, 1)
 	c.out.init(nc, &l.chunks, c.drained)
 	buf, body, err := l.first(nc)
 	if err != nil {
@@ -46,11 +46,11 @@ func (l *listener) open(ctx context.Context, nc net.Conn, chain []*x509.Certific
 		l.turnAway(c, code)
 		return nil, nil, &packet.Error{Code: code, Why: "CONNECT refused"}
 	}
-	if !l.broker.attach(c, want, func(present bool) {
+	if code := l.broker.attach(c, want, func(present bool) {
 		c.out.append(func(b []byte) []byte { return packet.AppendConnack(b, c.version, present, packet.Success, hello) })
-	}) {
-		l.turnAway(c, packet.ClientIDNotValid)
-		return nil, nil, &packet.Error{Code: packet.ClientIDNotValid, Why: "client id in use"}
+	}); code != packet.Success {
+		l.turnAway(c, code)
+		return nil, nil, &packet.Error{Code: code, Why: "no session for this client id"}
 	}
 	return c, buf, nil
 }
@@ -102,7 +102,7 @@ func connackOf311(code packet.Code) packet.Code {
 		return 1
 	case packet.ClientIDNotValid:
 		return 2
-	case packet.ServerUnavailable, packet.ServerBusy, packet.ConnectionRateExceeded:
+	case packet.ServerUnavailable, packet.ServerBusy, packet.QuotaExceeded:
 		return 3
 	case packet.BadUserOrPassword:
 		return 4

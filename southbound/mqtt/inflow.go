@@ -15,13 +15,13 @@ import (
 // The second stage and the acknowledgement happen in order; the waiting does not stop others.
 type inflow struct {
 	mu       sync.Mutex
-	head     *inbound  // guarded by mu: the oldest
-	tail     *inbound  // guarded by mu
-	unrouted *inbound  // guarded by mu: the oldest that has not come to the second stage
-	waiting  int       // guarded by mu: how many there are, QoS 0 at the uplink included
-	quota    int       // guarded by mu: publishes that count against the receive maximum
-	closed   bool      // guarded by mu: the connection has ended
-	room     sync.Cond // its L is &mu; signalled when waiting falls
+	head     *inbound      // guarded by mu: the oldest
+	tail     *inbound      // guarded by mu
+	unrouted *inbound      // guarded by mu: the oldest that has not come to the second stage
+	waiting  int           // guarded by mu: how many there are, QoS 0 at the uplink included
+	quota    int           // guarded by mu: publishes that count against the receive maximum
+	closed   bool          // guarded by mu: the connection has ended
+	room     chan struct{} // told when waiting falls
 }
 
 // inbound is one PUBLISH of a client.
@@ -86,19 +86,31 @@ func (f *inflow) completed() {
 	f.mu.Unlock()
 }
 
-// hold waits until fewer than limit publishes wait: a client without a receive maximum is held back by not being read.
-func (f *inflow) hold(limit int) {
-	f.mu.Lock()
-	for f.waiting >= limit && !f.closed {
-		f.room.Wait()
+// hold waits until fewer than limit publishes wait, or the connection is to end: a client without a receive maximum is held back
+// by not being read.
+func (f *inflow) hold(limit int, stopped <-chan struct{}) {
+	for {
+		f.mu.Lock()
+		ok := f.waiting < limit
+		f.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-f.room:
+		case <-stopped:
+			return
+		}
 	}
-	f.mu.Unlock()
 }
 
 // leave counts one that waits no more.
 func (f *inflow) leave() { // f.mu held
 	f.waiting--
-	f.room.Signal()
+	select {
+	case f.room <- struct{}{}:
+	default:
+	}
 }
 
 // done takes the uplink's outcome. It is what Submit calls.

@@ -24,7 +24,7 @@ func (c *conn) published(h packet.Header, body []byte) error {
 	c.l.count.publishesIn.Add(1)
 	now := time.Now()
 	if p.QoS == 0 {
-		if !c.rate.take(now, c.l.cfg.MaxRate) {
+		if !c.session.device.mayPublish(now, c.l.cfg.MaxRate) {
 			c.l.count.publishesRefused.Add(1)
 			return nil
 		}
@@ -34,7 +34,7 @@ func (c *conn) published(h packet.Header, body []byte) error {
 	e := &inbound{c: c, id: p.ID, qos: p.QoS}
 	limit := c.l.cfg.ReceiveMaximum
 	if c.version != packet.V5 {
-		c.in.hold(limit)
+		c.in.hold(limit, c.stopped)
 	}
 	if p.QoS == 2 {
 		if !c.receive(e) {
@@ -46,7 +46,7 @@ func (c *conn) published(h packet.Header, body []byte) error {
 	reply := c.session.device.answered(c, &p)
 	switch {
 	case reply:
-	case !c.rate.take(now, c.l.cfg.MaxRate):
+	case !c.session.device.mayPublish(now, c.l.cfg.MaxRate):
 		e.code = packet.MessageRateTooHigh
 		e.refusal = &msg.Refusal{Reason: msg.Full, RetryAfter: time.Second, Why: "more publishes per second than allowed"}
 	case !c.topic.publish && !c.topic.report:
@@ -56,7 +56,8 @@ func (c *conn) published(h packet.Header, body []byte) error {
 		e.message = newMessage(c.topic.topic, p.Payload, p.QoS, p.Retain, &p.Props, c.l.env.Now())
 	}
 	e.uplink = !reply && e.code == packet.Success && c.topic.report
-	if n := c.in.add(e); n > limit && c.version == packet.V5 {
+	// A client of 3.1.1 knows no maximum, but has no reason either to leave so many QoS 2 publishes without PUBREL.
+	if n := c.in.add(e); n > limit && c.version == packet.V5 || n > 4*limit {
 		return &packet.Error{Code: packet.ReceiveMaximumExceeded, Why: "more publishes unacknowledged than the receive maximum"}
 	}
 	if !e.uplink {
@@ -82,7 +83,7 @@ func (c *conn) publishedQoS0(p *packet.PublishPacket) {
 		_, _ = c.l.broker.route(newMessage(c.topic.topic, p.Payload, 0, p.Retain, &p.Props, c.l.env.Now()), c.session)
 	}
 	if c.topic.report {
-		c.in.hold(max(c.l.cfg.ReceiveMaximum, 1000))
+		c.in.hold(max(c.l.cfg.ReceiveMaximum, 1000), c.stopped)
 		c.in.enter()
 		m := c.report(p, id)
 		c.l.up.Submit(&m, c.leftQoS0)
@@ -201,9 +202,6 @@ type bucket struct {
 }
 
 func (b *bucket) take(now time.Time, perSecond int) bool {
-	if perSecond == 0 {
-		return true
-	}
 	b.left = min(float64(perSecond), b.left+now.Sub(b.last).Seconds()*float64(perSecond))
 	b.last = now
 	if b.left < 1 {

@@ -243,7 +243,7 @@ func (b *broker) restore(l *listener, key string, r *sessionRecord, queue []*out
 			s.inflight = append(s.inflight, o)
 		} else {
 			s.queue = append(s.queue, o)
-			s.weight += o.size()
+			s.weigh(o.size())
 		}
 	}
 	for _, id := range received {

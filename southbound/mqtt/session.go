@@ -92,7 +92,7 @@ func (s *session) enqueue(o *outgoing) bool { // s.mu held
 	s.seq++
 	o.seq = s.seq
 	s.queue = append(s.queue, o)
-	s.weight += o.size()
+	s.weigh(o.size())
 	if s.durable() && o.level > 0 && o.command == nil {
 		o.kept = true
 		s.number16(o)
@@ -101,6 +101,12 @@ func (s *session) enqueue(o *outgoing) bool { // s.mu held
 		s.pump()
 	}
 	return true
+}
+
+// weigh counts what waits.
+func (s *session) weigh(octets int) { // s.mu held
+	s.weight += octets
+	s.broker.weight.Add(int64(octets))
 }
 
 // stored is told by the store how far it has got.
@@ -126,7 +132,7 @@ func (s *session) room(o *outgoing) bool { // s.mu held
 		if i < 0 {
 			return false
 		}
-		s.weight -= s.queue[i].size()
+		s.weigh(-s.queue[i].size())
 		s.forget(s.queue[i])
 		s.queue = slices.Delete(s.queue, i, i+1)
 	}
@@ -146,7 +152,7 @@ func (s *session) pump() { // s.mu held
 			break
 		}
 		n++
-		s.weight -= o.size()
+		s.weigh(-o.size())
 		if o.expired(now) {
 			s.forget(o)
 			continue
@@ -333,7 +339,7 @@ func (s *session) abandon() { // s.mu held
 		if o.command == nil && o.level > 0 {
 			return false
 		}
-		s.weight -= o.size()
+		s.weigh(-o.size())
 		s.forget(o)
 		return true
 	})

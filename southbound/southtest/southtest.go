@@ -463,7 +463,7 @@ func checkStopWhileHeld(ctx context.Context, t *testing.T, b *Bench) {
 	dev := b.Device(ctx, t, "th-1")
 	b.Up.Hold()
 	heard := make(chan string, 1)
-	short, cancel := context.WithTimeout(ctx, 3*time.Second)
+	short, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	go func() {
 		code, _ := dev.Report(short, "/sensors/temp", "", []byte("1"))
