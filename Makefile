@@ -1,7 +1,8 @@
 # `make` lists the targets.
 
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-LDFLAGS    = -s -w -X main.version=$(VERSION)
+BUILT     ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo 2026-11-01T00:00:00Z)
+LDFLAGS    = -s -w -X main.version=$(VERSION) -X main.built=$(BUILT)
 GOBUILD    = go build -trimpath -ldflags '$(LDFLAGS)'
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS  = amd64 arm64 arm riscv64

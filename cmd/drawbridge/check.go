@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/drawbridge/drawbridge/bridge"
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/hwcrypto"
 )
 
 func (a *app) checkVerb() *cobra.Command {
@@ -36,7 +38,7 @@ Exit status 0: run and reload would take it; 2: they would not.`,
 // load reads the file and compiles its routes; it tells the mistakes of both together.
 func load(path string, k builtin) (*config.Config, *bridge.Table, error) {
 	cfg, err := config.Load(path, k.config())
-	if err != nil {
+	if cfg == nil {
 		if _, bad := errors.AsType[config.Errors](err); bad {
 			return nil, nil, err
 		}
@@ -46,9 +48,23 @@ func load(path string, k builtin) (*config.Config, *bridge.Table, error) {
 		}
 		return nil, nil, f
 	}
-	table, err := bridge.Compile(cfg)
-	if err != nil {
+	table, wrong := bridge.Compile(cfg)
+	if err := config.Join(err, wrong, checkURIs(cfg)); err != nil {
 		return nil, nil, err
 	}
 	return cfg, table, nil
+}
+
+// checkURIs parses the URIs of keys, which the package config does not understand.
+func checkURIs(cfg *config.Config) error {
+	var errs []error
+	for _, k := range cfg.Keys {
+		if k.URI == "" {
+			continue // said already
+		}
+		if _, err := hwcrypto.ParseURI(k.URI, filepath.Dir(cfg.Path)); err != nil {
+			errs = append(errs, cfg.Errorf(cfg.At(k, "uri"), "%v", err))
+		}
+	}
+	return config.Join(errs...)
 }

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -25,7 +23,6 @@ import (
 	"github.com/drawbridge/drawbridge/internal/supervise"
 	"github.com/drawbridge/drawbridge/northbound"
 	"github.com/drawbridge/drawbridge/southbound"
-	"github.com/drawbridge/drawbridge/status"
 )
 
 // gateway is the house put together: config → keys → spool → connectors → bridge → listeners, and status beside them.
@@ -39,6 +36,7 @@ type gateway struct {
 	tracker *health.Tracker
 	sup     *supervise.Supervisor
 	lock    *os.File
+	clock   *auth.Clock
 	keys    *keyring.Ring
 	realm   *auth.Realm
 	tokens  *auth.Tokens
@@ -55,47 +53,19 @@ type gateway struct {
 	reloaded time.Time // guarded by mu
 }
 
-// plan is what one file asks for: built whole before it takes over.
-type plan struct {
-	cfg        *config.Config
-	table      *bridge.Table
-	listeners  map[string]*listener
-	connectors map[string]*connector
-}
-
-type listener struct {
-	southbound.Listener
-	component *config.Component
-	task      *supervise.Task
-	once      sync.Once
-	bound     chan struct{}
-
-	mu      sync.Mutex
-	address string // guarded by mu; empty until bound
-	failure error  // guarded by mu; why it is not bound
-}
-
-type connector struct {
-	northbound.Connector
-	component *config.Component
-	task      *supervise.Task
-}
-
 // stopWithin bounds a stop: what is not done by then is done after the next start.
 const stopWithin = 5 * time.Second
 
 // openGateway reads keys and spool and builds everything that the file asks for. Nothing is bound or dialled yet.
-func openGateway(ctx context.Context, path string, p parts, now func() time.Time) (*gateway, error) {
-	g := &gateway{parts: p, now: now, started: now(), kinds: kinds(), ready: make(chan struct{})}
+func openGateway(ctx context.Context, path string, p parts) (*gateway, error) {
+	g := &gateway{parts: p, kinds: kinds(), ready: make(chan struct{})}
 	cfg, table, err := load(path, g.kinds)
 	if err != nil {
 		return nil, err
 	}
 	// Tasks outlive ctx: run ends them in its own order.
 	g.tasks, g.end = context.WithCancel(context.WithoutCancel(ctx))
-	g.tracker = health.New(g.log, now)
-	g.sup = supervise.New(g.log, g.tracker)
-	if err := g.openState(ctx, cfg, now); err != nil {
+	if err := g.openState(ctx, cfg); err != nil {
 		g.close()
 		return nil, err
 	}
@@ -106,7 +76,8 @@ func openGateway(ctx context.Context, path string, p parts, now func() time.Time
 	return g, nil
 }
 
-func (g *gateway) openState(ctx context.Context, cfg *config.Config, now func() time.Time) (err error) {
+// openState opens what lies on disk and in chips, in the order in which one needs the other.
+func (g *gateway) openState(ctx context.Context, cfg *config.Config) (err error) {
 	state := string(cfg.Gateway.State)
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return hinted(fmt.Errorf("state directory: %w", err), "gateway.state names a directory that the gateway may write to")
@@ -114,11 +85,18 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config, now func() 
 	if g.lock, err = lockState(state); err != nil {
 		return err
 	}
-	g.keys, err = openKeys(ctx, cfg, g.log, g.tracker, now)
-	if err != nil {
+	if g.clock, err = auth.OpenClock(filepath.Join(state, "clock"), builtAt(), time.Now); err != nil {
 		return err
 	}
-	g.realm, err = auth.NewRealm(ctx, cfg, auth.Options{Secret: g.keys.Secret, Certificate: g.keys.Certificate, Log: g.log, Health: g.tracker, Now: now})
+	g.now, g.started = g.clock.Now, g.clock.Now()
+	g.tracker = health.New(g.log, g.now)
+	g.sup = supervise.New(g.log, g.tracker)
+	if g.keys, err = openKeys(ctx, cfg, g.log, g.tracker, g.now); err != nil {
+		return err
+	}
+	g.realm, err = auth.NewRealm(ctx, cfg, auth.Options{
+		Secret: g.keys.Secret, Certificate: g.keys.Certificate, Log: g.log, Health: g.tracker, Now: g.now, Clock: g.clock,
+	})
 	if err != nil {
 		return err
 	}
@@ -126,11 +104,14 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config, now func() 
 	if err != nil {
 		return err
 	}
-	if g.tokens, err = auth.NewTokens(ctx, cfg.Tokens, g.tokenOptions(dir)); err != nil {
+	g.tokens, err = auth.NewTokens(ctx, cfg.Tokens, auth.TokenOptions{
+		Keys: g.keys.For("tokens"), State: dir, Log: g.log.With("part", "tokens"), Health: g.tracker, Now: g.now, Clock: g.clock,
+	})
+	if err != nil {
 		return err
 	}
 	g.spool, err = spool.Open(filepath.Join(state, "spool"), spool.Options{
-		MaxSize: int64(cfg.Spool.MaxSize), MaxAge: time.Duration(cfg.Spool.MaxAge), DropOldest: cfg.Spool.Full == "drop-oldest", Now: now,
+		MaxSize: int64(cfg.Spool.MaxSize), MaxAge: time.Duration(cfg.Spool.MaxAge), DropOldest: cfg.Spool.Full == "drop-oldest", Now: g.now,
 	})
 	if err != nil {
 		return err
@@ -138,12 +119,8 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config, now func() 
 	if dir, err = stateDir(cfg, "bridge"); err != nil {
 		return err
 	}
-	g.bridge, err = bridge.Open(bridge.Options{Spool: g.spool, Dir: dir, Log: g.log.With("part", "bridge"), Health: g.tracker, Now: now})
+	g.bridge, err = bridge.Open(bridge.Options{Spool: g.spool, Dir: dir, Log: g.log.With("part", "bridge"), Health: g.tracker, Now: g.now})
 	return err
-}
-
-func (g *gateway) tokenOptions(dir string) auth.TokenOptions {
-	return auth.TokenOptions{Keys: g.keys.For("tokens"), State: dir, Log: g.log.With("part", "tokens"), Health: g.tracker, Now: g.now}
 }
 
 // openKeys opens the key ring of a configuration. Nothing is asked of a chip yet.
@@ -178,102 +155,6 @@ func stateDir(cfg *config.Config, parts ...string) (string, error) {
 	return dir, nil
 }
 
-// build makes the plan of a file. Components that old has and that would work the same are taken over.
-func (g *gateway) build(cfg *config.Config, table *bridge.Table, old *plan) (*plan, error) {
-	p := &plan{cfg: cfg, table: table, listeners: map[string]*listener{}, connectors: map[string]*connector{}}
-	sameID := old != nil && old.cfg.Gateway.ID == cfg.Gateway.ID
-	var errs []error
-	for name, c := range cfg.Connectors {
-		if sameID && c.Equal(old.cfg.Connectors[name]) {
-			p.connectors[name] = old.connectors[name]
-			continue
-		}
-		built, err := g.openConnector(cfg, c)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("connector %s: %w", name, err))
-			continue
-		}
-		p.connectors[name] = built
-	}
-	for name, c := range cfg.Listeners {
-		if old != nil && c.Equal(old.cfg.Listeners[name]) {
-			p.listeners[name] = old.listeners[name]
-			continue
-		}
-		built, err := g.openListener(cfg, c)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("listener %s: %w", name, err))
-			continue
-		}
-		p.listeners[name] = built
-	}
-	return p, errors.Join(errs...)
-}
-
-func (g *gateway) openConnector(cfg *config.Config, c *config.Component) (*connector, error) {
-	dir, err := stateDir(cfg, "connectors", c.Name)
-	if err != nil {
-		return nil, err
-	}
-	built, err := g.kinds.connectors[c.Type].Open(northbound.Env{
-		Name: c.Name, Gateway: cfg.Gateway.ID, Log: g.log.With("connector", c.Name), Health: g.tracker.For("connector " + c.Name),
-		Keys: g.keys.For("connector " + c.Name), Tokens: g.tokens, State: dir, Now: g.now,
-	}, c.Own)
-	if err != nil {
-		return nil, err
-	}
-	return &connector{Connector: built, component: c}, nil
-}
-
-func (g *gateway) openListener(cfg *config.Config, c *config.Component) (*listener, error) {
-	dir, err := stateDir(cfg, "listeners", c.Name)
-	if err != nil {
-		return nil, err
-	}
-	l := &listener{component: c, bound: make(chan struct{})}
-	l.Listener, err = g.kinds.listeners[c.Type].Open(southbound.Env{
-		Name: c.Name, Log: g.log.With("listener", c.Name), Health: g.tracker.For("listener " + c.Name),
-		Keys: g.keys.For("listener " + c.Name), Auth: g.realm, Policy: g.realm, State: dir, Now: g.now,
-		Bound: l.isBound, Awake: g.bridge.Awake, Socket: g.socket(c.Name),
-	}, c.Own)
-	if err != nil {
-		return nil, err
-	}
-	return l, nil
-}
-
-// socket gives a listener what systemd has bound for it, under its name, so that it can have ports below 1024 and lose no datagram
-// while the gateway restarts. The files stay open: a listener that restarts gets them again.
-func (g *gateway) socket(name string) func() (net.Listener, net.PacketConn) {
-	files := g.sockets[name]
-	if len(files) == 0 {
-		return nil
-	}
-	return func() (l net.Listener, p net.PacketConn) {
-		for _, f := range files {
-			if got, err := net.FileListener(f); err == nil {
-				l = got
-			} else if got, err := net.FilePacketConn(f); err == nil {
-				p = got
-			}
-		}
-		return l, p
-	}
-}
-
-func (l *listener) isBound(a net.Addr) {
-	l.mu.Lock()
-	l.address, l.failure = a.String(), nil
-	l.mu.Unlock()
-	l.once.Do(func() { close(l.bound) })
-}
-
-func (l *listener) isNotBound(err error) {
-	l.mu.Lock()
-	l.address, l.failure = "", err
-	l.mu.Unlock()
-}
-
 // run starts everything and returns after ctx has ended and everything has stopped. It fails where a listener of the first plan cannot be bound.
 func (g *gateway) run(ctx context.Context) error {
 	defer g.close()
@@ -282,6 +163,7 @@ func (g *gateway) run(ctx context.Context) error {
 	inner := g.tasks
 
 	g.bridge.Swap(g.setup(g.plan))
+	g.sup.Go(inner, "clock", func(ctx context.Context, t *supervise.Task) error { return g.clock.Run(ctx, g.tracker.For("clock")) })
 	g.sup.Go(inner, "keys", func(ctx context.Context, t *supervise.Task) error { return g.keys.Run(ctx) })
 	g.sup.Go(inner, "bridge", func(ctx context.Context, t *supervise.Task) error { return g.bridge.Run(ctx, t) })
 	for _, c := range g.plan.connectors {
@@ -409,108 +291,4 @@ func (g *gateway) close() error {
 		errs = append(errs, g.lock.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// reload reads the file again and takes it over, all or nothing. ctx is that of run's tasks.
-func (g *gateway) reload(ctx context.Context) (status.Reloaded, error) {
-	g.reloading.Lock()
-	defer g.reloading.Unlock()
-	g.mu.Lock()
-	old := g.plan
-	g.mu.Unlock()
-
-	cfg, table, err := load(old.cfg.Path, g.kinds)
-	if err != nil {
-		return status.Reloaded{}, err
-	}
-	if fixed := needsRestart(old.cfg, cfg); len(fixed) > 0 {
-		return status.Reloaded{}, hinted(fmt.Errorf("reload: %s changed, which only a restart takes over", strings.Join(fixed, " and ")), "nothing was changed; restart the gateway")
-	}
-	fresh, err := g.build(cfg, table, old)
-	if err != nil {
-		return status.Reloaded{}, err
-	}
-	if err := g.keys.Swap(cfg.Keys, filepath.Dir(cfg.Path)); err != nil {
-		return status.Reloaded{}, err
-	}
-	if err := g.tokens.Swap(cfg.Tokens); err != nil {
-		return status.Reloaded{}, errors.Join(err, g.keys.Swap(old.cfg.Keys, filepath.Dir(old.cfg.Path)))
-	}
-	if err := g.realm.Swap(ctx, cfg); err != nil {
-		return status.Reloaded{}, errors.Join(err, g.tokens.Swap(old.cfg.Tokens), g.keys.Swap(old.cfg.Keys, filepath.Dir(old.cfg.Path)))
-	}
-	return g.takeOver(ctx, old, fresh), nil
-}
-
-// needsRestart names the settings that are read once.
-func needsRestart(old, fresh *config.Config) (names []string) {
-	for name, same := range map[string]bool{
-		"gateway.state": old.Gateway.State == fresh.Gateway.State,
-		"[spool]":       old.Spool == fresh.Spool,
-		"[status]":      old.Status == fresh.Status,
-		"[log]":         old.Log == fresh.Log,
-	} {
-		if !same {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-func (g *gateway) takeOver(ctx context.Context, old, fresh *plan) status.Reloaded {
-	var done status.Reloaded
-	stopping, cancel := context.WithTimeoutCause(ctx, stopWithin, errors.New("it took too long"))
-	defer cancel()
-	var gone []*supervise.Task
-	for name, l := range old.listeners {
-		if fresh.listeners[name] != l {
-			gone = append(gone, l.task)
-			if fresh.listeners[name] == nil {
-				done.Stopped = append(done.Stopped, "listener "+name)
-			}
-		}
-	}
-	for name, c := range old.connectors {
-		if fresh.connectors[name] != c {
-			gone = append(gone, c.task)
-			if fresh.connectors[name] == nil {
-				done.Stopped = append(done.Stopped, "connector "+name)
-			}
-		}
-	}
-	if err := stopAll(stopping, gone, func(t *supervise.Task) *supervise.Task { return t }); err != nil {
-		g.log.Warn("reload: a part did not stop in time", "error", err)
-	}
-	g.bridge.Swap(g.setup(fresh))
-	g.mu.Lock()
-	g.plan, g.reloaded = fresh, g.now()
-	g.mu.Unlock()
-	note := func(kind, name string, existed bool) {
-		if existed {
-			done.Restarted = append(done.Restarted, kind+" "+name)
-		} else {
-			done.Started = append(done.Started, kind+" "+name)
-		}
-	}
-	for name, c := range fresh.connectors {
-		if c.task == nil {
-			g.startConnector(ctx, c)
-			note("connector", name, old.connectors[name] != nil)
-		}
-	}
-	for name, l := range fresh.listeners {
-		if l.task == nil {
-			g.startListener(ctx, l, nil)
-			note("listener", name, old.listeners[name] != nil)
-			continue
-		}
-		if p, ok := l.Listener.(southbound.PolicyChanged); ok {
-			p.PolicyChanged()
-		}
-	}
-	for _, list := range []*[]string{&done.Started, &done.Restarted, &done.Stopped} {
-		slices.Sort(*list)
-	}
-	return done
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/northbound"
+	"github.com/drawbridge/drawbridge/northbound/aws"
+	"github.com/drawbridge/drawbridge/northbound/azure"
 	northmqtt "github.com/drawbridge/drawbridge/northbound/mqtt"
 	"github.com/drawbridge/drawbridge/southbound"
 	"github.com/drawbridge/drawbridge/southbound/coap"
@@ -27,6 +29,8 @@ func kinds() builtin {
 	}
 	for _, k := range []northbound.Kind{
 		northmqtt.Kind(),
+		aws.Kind(),
+		azure.Kind(),
 	} {
 		b.connectors[k.Type] = k
 	}

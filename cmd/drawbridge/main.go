@@ -11,8 +11,11 @@ import (
 	"syscall"
 )
 
-// version is set by the linker; "devel" where it is not.
-var version = "devel"
+// Set by the linker; as they stand where it does not.
+var (
+	version = "devel"
+	built   = "2026-11-01T00:00:00Z" // the commit's time: no clock that stands before it is right
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

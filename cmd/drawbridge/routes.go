@@ -69,6 +69,9 @@ Exit status 0: the report would be taken; 3: it would be refused, and why.`,
 				return err
 			}
 			defer realm.Close()
+			if known, ok := realm.Lookup(device); ok {
+				groups = append(groups, known.Groups...)
+			}
 			trial := table.Test(realm, device, groups, args[0], typ, payload, time.Now())
 			rule := realm.Explain(&auth.Identity{Device: device, Groups: trial.Groups}, auth.Report, "", args[0])
 			return a.printTrial(cfg, trial, rule)

@@ -63,7 +63,7 @@ type parts struct {
 
 // serve runs one gateway until ctx ends. ready, where not nil, is called once every listener is bound.
 func serve(ctx context.Context, path string, p parts, ready func()) error {
-	g, err := openGateway(ctx, path, p, time.Now)
+	g, err := openGateway(ctx, path, p)
 	if err != nil {
 		return err
 	}

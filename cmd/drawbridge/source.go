@@ -265,7 +265,8 @@ func (s *source) Reload(context.Context) (status.Reloaded, error) { return s.rel
 // TestRoute implements status.RouteTester.
 func (s *source) TestRoute(_ context.Context, t status.RouteTest) (status.RouteResult, error) {
 	p, _ := s.current()
-	trial := p.table.Test(s.realm, t.Device, nil, t.Resource, t.Type, t.Payload, s.now())
+	known, _ := s.realm.Lookup(t.Device)
+	trial := p.table.Test(s.realm, t.Device, known.Groups, t.Resource, t.Type, t.Payload, s.now())
 	out := status.RouteResult{Taken: trial.Refusal == "", Refused: trial.Refusal, Route: trial.Route, Type: trial.Type, Payload: trial.Payload}
 	if rule := s.realm.Explain(&auth.Identity{Device: t.Device, Groups: trial.Groups}, auth.Report, "", t.Resource); rule != nil {
 		out.Rule = filepath.Base(p.cfg.Path) + ":" + strconv.Itoa(rule.Pos.Line)

@@ -3,10 +3,8 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -58,34 +56,4 @@ Exit status 0: it does its work; 3: it does not; 1: no gateway answers.`,
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print the whole snapshot as JSON")
 	return c
-}
-
-func (a *app) reloadVerb() *cobra.Command {
-	return &cobra.Command{
-		Use:   "reload",
-		Short: "Check the configuration and take it over; print what restarted",
-		Long: `Asks the running gateway to read its configuration again, all or nothing.
-A file with a mistake changes nothing: every mistake is printed and the exit status is 2.`,
-		RunE: func(c *cobra.Command, _ []string) error {
-			// The socket is that of the file in force; where the new file is bad, the gateway says so itself.
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			r, err := client.Reload(c.Context())
-			if err != nil {
-				return err
-			}
-			for _, line := range []struct {
-				what  string
-				names []string
-			}{{"started", r.Started}, {"restarted", r.Restarted}, {"stopped", r.Stopped}, {"changed", r.Changed}} {
-				if len(line.names) > 0 {
-					fmt.Fprintf(a.out, "%s: %s\n", line.what, strings.Join(line.names, ", "))
-				}
-			}
-			_, err = fmt.Fprintln(a.out, "reloaded")
-			return err
-		},
-	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -35,4 +36,13 @@ func (a *app) versionVerb() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// builtAt gives a moment that is known to have passed.
+func builtAt() time.Time {
+	t, err := time.Parse(time.RFC3339, built)
+	if err != nil {
+		panic("main.built: " + err.Error()) // the linker was given something else than a time
+	}
+	return t
 }

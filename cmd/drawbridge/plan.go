@@ -1,0 +1,136 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/drawbridge/drawbridge/bridge"
+	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/internal/supervise"
+	"github.com/drawbridge/drawbridge/northbound"
+	"github.com/drawbridge/drawbridge/southbound"
+)
+
+// plan is what one file asks for: built whole before it takes over.
+type plan struct {
+	cfg        *config.Config
+	table      *bridge.Table
+	listeners  map[string]*listener
+	connectors map[string]*connector
+}
+
+type listener struct {
+	southbound.Listener
+	component *config.Component
+	task      *supervise.Task
+	once      sync.Once
+	bound     chan struct{}
+
+	mu      sync.Mutex
+	address string // guarded by mu; empty until bound
+	failure error  // guarded by mu; why it is not bound
+}
+
+type connector struct {
+	northbound.Connector
+	component *config.Component
+	task      *supervise.Task
+}
+
+// build makes the plan of a file. Components that old has and that would work the same are taken over.
+func (g *gateway) build(cfg *config.Config, table *bridge.Table, old *plan) (*plan, error) {
+	p := &plan{cfg: cfg, table: table, listeners: map[string]*listener{}, connectors: map[string]*connector{}}
+	sameID := old != nil && old.cfg.Gateway.ID == cfg.Gateway.ID
+	var errs []error
+	for name, c := range cfg.Connectors {
+		if sameID && c.Equal(old.cfg.Connectors[name]) {
+			p.connectors[name] = old.connectors[name]
+			continue
+		}
+		built, err := g.openConnector(cfg, c)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("connector %s: %w", name, err))
+			continue
+		}
+		p.connectors[name] = built
+	}
+	for name, c := range cfg.Listeners {
+		if old != nil && c.Equal(old.cfg.Listeners[name]) {
+			p.listeners[name] = old.listeners[name]
+			continue
+		}
+		built, err := g.openListener(cfg, c)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("listener %s: %w", name, err))
+			continue
+		}
+		p.listeners[name] = built
+	}
+	return p, errors.Join(errs...)
+}
+
+func (g *gateway) openConnector(cfg *config.Config, c *config.Component) (*connector, error) {
+	dir, err := stateDir(cfg, "connectors", c.Name)
+	if err != nil {
+		return nil, err
+	}
+	built, err := g.kinds.connectors[c.Type].Open(northbound.Env{
+		Name: c.Name, Gateway: cfg.Gateway.ID, Log: g.log.With("connector", c.Name), Health: g.tracker.For("connector " + c.Name),
+		Keys: g.keys.For("connector " + c.Name), Tokens: g.tokens, State: dir, Now: g.now,
+	}, c.Own)
+	if err != nil {
+		return nil, err
+	}
+	return &connector{Connector: built, component: c}, nil
+}
+
+func (g *gateway) openListener(cfg *config.Config, c *config.Component) (*listener, error) {
+	dir, err := stateDir(cfg, "listeners", c.Name)
+	if err != nil {
+		return nil, err
+	}
+	l := &listener{component: c, bound: make(chan struct{})}
+	l.Listener, err = g.kinds.listeners[c.Type].Open(southbound.Env{
+		Name: c.Name, Log: g.log.With("listener", c.Name), Health: g.tracker.For("listener " + c.Name),
+		Keys: g.keys.For("listener " + c.Name), Auth: g.realm, Policy: g.realm, State: dir, Now: g.now,
+		Bound: l.isBound, Awake: g.bridge.Awake, Socket: g.socket(c.Name),
+	}, c.Own)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// socket gives a listener what systemd has bound for it, under its name, so that it can have ports below 1024 and lose no datagram
+// while the gateway restarts. The files stay open: a listener that restarts gets them again.
+func (g *gateway) socket(name string) func() (net.Listener, net.PacketConn) {
+	files := g.sockets[name]
+	if len(files) == 0 {
+		return nil
+	}
+	return func() (l net.Listener, p net.PacketConn) {
+		for _, f := range files {
+			if got, err := net.FileListener(f); err == nil {
+				l = got
+			} else if got, err := net.FilePacketConn(f); err == nil {
+				p = got
+			}
+		}
+		return l, p
+	}
+}
+
+func (l *listener) isBound(a net.Addr) {
+	l.mu.Lock()
+	l.address, l.failure = a.String(), nil
+	l.mu.Unlock()
+	l.once.Do(func() { close(l.bound) })
+}
+
+func (l *listener) isNotBound(err error) {
+	l.mu.Lock()
+	l.address, l.failure = "", err
+	l.mu.Unlock()
+}
