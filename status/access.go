@@ -15,10 +15,11 @@ import (
 
 // caller is who asks.
 type caller struct {
-	name     string // for the audit log: "uid 0", "local", the name of a person who has logged in
-	operator bool   // may act, not only look
-	leaves   bool   // has logged in, and so may log out
-	refused  string // why it may do nothing; empty: it may
+	name     string      // for the audit log: "uid 0", "local", the name of a person who has logged in
+	operator bool        // may act, not only look
+	leaves   bool        // has logged in, and so may log out
+	gone     func() bool // tells whether the session has ended meanwhile; nil: there is none that could
+	refused  string      // why it may do nothing; empty: it may
 }
 
 type callerKey struct{}

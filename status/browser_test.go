@@ -9,11 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 
 	"github.com/drawbridge/drawbridge/southbound"
@@ -240,6 +242,36 @@ func TestThePageInABrowser(t *testing.T) {
 	do(t, ctx, chromedp.Navigate(page+"/"))
 	see(t, ctx, "the language is kept", `document.documentElement.lang === "ko"`)
 	see(t, ctx, "nothing from elsewhere", `performance.getEntriesByType("resource").every(r => r.name.startsWith(location.origin))`)
+}
+
+func TestThePageReadsWithoutJavaScript(t *testing.T) {
+	page, _ := startBusy(t)
+	ctx := browser(t)
+	do(t, ctx, chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+		return err
+	}))
+	for path, want := range map[string]string{"/": "12\u2009", "/devices?search=press&page=1": "press-103", "/routes": "dt/{gateway}/{device}/{kind}", "/clouds": "connection refused",
+		"/keys": "CN=plant7-gw1", "/dead": "more than the platform's 131072"} {
+		do(t, ctx, chromedp.Navigate(page+path))
+		text, err := chromedp.Run(ctx, chromedp.Text("main"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(text, want) {
+			t.Errorf("%s lacks %q:\n%s", path, want, text)
+		}
+		if strings.Contains(text, "Disconnect") || strings.Contains(text, "Replay") {
+			t.Errorf("%s offers what it cannot do", path)
+		}
+	}
+	do(t, ctx, chromedp.Navigate(page+"/routes"), chromedp.SendKeys("#device", "th-017"), chromedp.SendKeys("#resource", "/nowhere"))
+	if _, err := chromedp.Run(ctx, chromedp.WaitEvent(cdppage.LoadEventFired, func(cdppage.EventLoadEventFired) bool { return true }, chromedp.Click("form.try button"))); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := chromedp.Run(ctx, chromedp.Text(".tried")); err != nil || !strings.Contains(text, "It would be refused: no-route") {
+		t.Errorf("%q, %v", text, err)
+	}
 }
 
 // axe gives the accessibility checker axe-core.

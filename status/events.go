@@ -22,6 +22,9 @@ func (s *Server) serveLive(w http.ResponseWriter, r *http.Request, sh sheet) {
 	defer s.readers.Add(-1)
 	w.Header().Set("Content-Type", "text/event-stream")
 	control := http.NewResponseController(w)
+	if control.SetReadDeadline(time.Time{}) != nil {
+		return
+	}
 	fmt.Fprint(w, "retry: 2000\n\n")
 	seed := maphash.MakeSeed()
 	sent := map[string]uint64{}
@@ -60,6 +63,9 @@ func (s *Server) serveLive(w http.ResponseWriter, r *http.Request, sh sheet) {
 		select {
 		case <-changed:
 		case <-r.Context().Done():
+			return
+		}
+		if gone := callerOf(r.Context()).gone; gone != nil && gone() {
 			return
 		}
 	}

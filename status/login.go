@@ -88,6 +88,7 @@ func (d *door) guard(next http.Handler) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if c, err := r.Cookie(sessionName); err == nil {
 			if who, ok := d.sessions.find(c.Value); ok {
+				who.gone = func() bool { return d.sessions.gone(c.Value) }
 				next.ServeHTTP(w, withCaller(r, who))
 				return
 			}

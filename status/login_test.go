@@ -213,6 +213,29 @@ func TestLogInByPassword(t *testing.T) {
 	}
 }
 
+func TestLiveValuesEndWithTheSession(t *testing.T) {
+	s := newSite(t)
+	page, _ := startOpen(t, s, Login{Password: password("open sesame")}, func(o *Options) { o.Now = time.Now })
+	c := s.visitor(t)
+	request(t, c, "POST", page+"/login", "password=open+sesame")
+	r, err := http.NewRequestWithContext(t.Context(), "GET", page+"/live/overview", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	live, err := c.Do(r)
+	if err != nil || live.StatusCode != 200 {
+		t.Fatal(err)
+	}
+	defer live.Body.Close()
+	if _, err := io.ReadFull(live.Body, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	request(t, c, "POST", page+"/logout", "")
+	if _, err := io.Copy(io.Discard, live.Body); err != nil {
+		t.Errorf("the values do not end: %v", err)
+	}
+}
+
 func TestGuessingIsSlow(t *testing.T) {
 	s := newSite(t)
 	at := &clock{at: noon}

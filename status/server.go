@@ -124,6 +124,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		srv.BaseContext = func(net.Listener) context.Context { return running }
 		srv.ErrorLog = slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug)
 		srv.ReadHeaderTimeout = 10 * time.Second
+		srv.ReadTimeout = 30 * time.Second
 		srv.IdleTimeout = 2 * time.Minute
 		srv.MaxHeaderBytes = 16 << 10
 		group.Go(func() {

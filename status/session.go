@@ -72,6 +72,14 @@ func (s *sessions) find(token string) (caller, bool) {
 	return found.who, true
 }
 
+// gone tells whether the token's session has ended. Unlike find, it is no use of the session: a page that is left open logs nobody in for ever.
+func (s *sessions) gone(token string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := s.open[token]
+	return found == nil || found.over(s.now())
+}
+
 func (s *sessions) end(token string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
