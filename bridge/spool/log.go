@@ -228,6 +228,9 @@ func (l *log) gather(b *batch) {
 func (l *log) commit(b *batch) error {
 	b.full = true
 	var broken error
+	if len(b.done) > 0 && !l.restock() {
+		return l.full(b, l.cause)
+	}
 	seg := l.active()
 	due := len(b.done) == 0 || l.changes != l.saved && time.Since(l.flushed) >= checkpointEvery
 	if seg != nil && !l.prepare(b, seg, due) {

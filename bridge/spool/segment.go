@@ -75,9 +75,6 @@ func (l *log) acquire() *segment {
 			l.s.kick()
 			return seg
 		}
-		if n == 0 && l.releasable() && l.tail() && l.commit(l.newBatch()) == nil && len(l.free) > 0 {
-			continue
-		}
 		switch {
 		case l.s.closed || time.Now().Before(l.refuse):
 			return nil
@@ -89,6 +86,21 @@ func (l *log) acquire() *segment {
 			return nil
 		}
 	}
+}
+
+// restock sees to it that there is a free segment in reserve where records are to be written, as without it what is left
+// of the newest is for checkpoints alone.
+func (l *log) restock() bool {
+	for try := 0; len(l.free) == 0 && len(l.segs) > 0; try++ {
+		if l.releasable() && l.tail() && l.commit(l.newBatch()) == nil {
+			continue
+		}
+		if try == 3 || l.s.closed || time.Now().Before(l.refuse) {
+			return false
+		}
+		l.s.round()
+	}
+	return true
 }
 
 // releasable says whether a segment would be free if things were written down as they stand.
