@@ -143,3 +143,24 @@ func noise(_ context.Context, t *testing.T, _ *southtest.Site, addr net.Addr) {
 }
 
 func TestListenerKeepsTheContract(t *testing.T) { southtest.Run(t, driver()) }
+
+func TestBothFamiliesOfAddresses(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	b := southtest.Start(t, driver())
+	if err := b.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	b.Serve(t, ":0")
+	port := b.Addr.(*net.UDPAddr).Port
+	for _, ip := range []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback} {
+		dev, err := dialGoCoAP(ctx, b.Site, &net.UDPAddr{IP: ip, Port: port}, "th-1", b.Secret("th-1"))
+		if err != nil {
+			t.Fatal(ip, err)
+		}
+		defer dev.Close()
+		if code, err := dev.Report(ctx, "/a", "", nil); err != nil || code != "2.04" {
+			t.Errorf("%v: %s, %v", ip, code, err)
+		}
+	}
+}

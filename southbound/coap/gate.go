@@ -84,6 +84,7 @@ func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
 	if old := l.halves[from]; old != nil {
 		if bytes.Equal(old.hello, h.Bytes()) {
 			t.putAll(old.flight, from)
+			t.post(old, nil) // should no worker have taken it yet
 			return
 		}
 		l.drop(old)

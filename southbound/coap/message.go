@@ -18,8 +18,6 @@ const (
 	patch  codes.Code = 6
 	ipatch codes.Code = 7
 
-	unprocessableEntity codes.Code = 150 // 4.22, RFC 8132
-
 	echo       message.OptionID = 252 // RFC 9175
 	requestTag message.OptionID = 292
 )
