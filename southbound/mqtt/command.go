@@ -95,9 +95,9 @@ func (l *listener) Deliver(ctx context.Context, m msg.Message) (msg.Reply, error
 	k := &command{topic: strings.TrimPrefix(m.Resource, "/"), reply: replyPrefix + m.ID.String(), events: make(chan event, 8)}
 	d.add(k)
 	defer d.remove(k)
-	here, ready := d.publish(l, k, &m)
+	here, ready, sleepy := d.publish(l, k, &m)
 	switch {
-	case here == 0:
+	case here == 0, ready == 0 && sleepy: // a sleepy device is about to subscribe: the mailbox keeps the command until then
 		return msg.Reply{}, southbound.ErrNotHere
 	case ready == 0:
 		return msg.Reply{Status: msg.Refused, Code: "not-subscribed"}, nil
@@ -152,8 +152,8 @@ func (d *device) remove(k *command) {
 	d.mu.Unlock()
 }
 
-// publish sends k to the device's sessions at l. It tells how many are connected and how many of those are subscribed.
-func (d *device) publish(l *listener, k *command, m *msg.Message) (here, ready int) {
+// publish sends k to the device's sessions at l. It tells how many are connected, how many of those are subscribed, and whether the device sleeps.
+func (d *device) publish(l *listener, k *command, m *msg.Message) (here, ready int, sleepy bool) {
 	d.mu.Lock()
 	sessions := slices.Clone(d.sessions)
 	d.mu.Unlock()
@@ -163,6 +163,7 @@ func (d *device) publish(l *listener, k *command, m *msg.Message) (here, ready i
 		s.mu.Lock()
 		if s.conn != nil && s.conn.l == l {
 			here++
+			sleepy = sleepy || s.conn.ident.Load().Sleepy
 			if level, ids, ok := s.hears(k.topic); ok {
 				ready++
 				k.copies.Add(1)
@@ -174,7 +175,7 @@ func (d *device) publish(l *listener, k *command, m *msg.Message) (here, ready i
 		s.mu.Unlock()
 	}
 	k.lost()
-	return here, ready
+	return here, ready, sleepy
 }
 
 func commandProps(k *command, m *msg.Message) *packet.Properties {

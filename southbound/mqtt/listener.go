@@ -199,8 +199,9 @@ func (l *listener) greet(ctx context.Context, nc net.Conn, g *guest) {
 		c.stopReading(&ending{code: packet.ServerShuttingDown, text: "the gateway stops"})
 	}
 	l.wg.Go(func() {
-		c.reconsider() // the rules may have changed while the session had no connection
-		c.awake()
+		if c.reconsider() { // the rules may have changed while the session had no connection
+			c.awake()
+		}
 		c.serve(l.ctx, buf)
 		l.mu.Lock()
 		delete(l.conns, c)

@@ -150,8 +150,8 @@ func (c *conn) awake() {
 }
 
 // reconsider applies changed rules to a session: what it may no longer hear is taken away, and a client that does not
-// know that is disconnected, so that it subscribes again and is told.
-func (c *conn) reconsider() {
+// know that is disconnected, so that it subscribes again and is told. It tells whether the session hears anything.
+func (c *conn) reconsider() bool {
 	s := c.session
 	s.mu.Lock()
 	lost := false
@@ -167,8 +167,13 @@ func (c *conn) reconsider() {
 			s.broker.topics.subscribe(&now)
 		}
 	}
+	if lost && s.durable() {
+		s.save()
+	}
+	hears := len(s.subs) > 0
 	s.mu.Unlock()
 	if lost {
 		c.stopReading(&ending{code: packet.NotAuthorized, text: "the rules have changed"})
 	}
+	return hears
 }
