@@ -32,7 +32,7 @@ func TestReloadTellsWhatChanged(t *testing.T) {
 		"a comment and another order":   {change: []string{"# CoAP", "# coap", "key           = \"identity\"\ndevice_ca     = \"devices-ca.pem\"", "device_ca = \"devices-ca.pem\"\nkey = \"identity\""}},
 		"a route":                       {change: []string{"dt/{gateway}", "telemetry/{gateway}"}},
 		"a listener's own key":          {change: []string{":8883\"\nsecurity", ":8884\"\nsecurity"}, listeners: "shop"},
-		"a default that is spelled out": {change: []string{"#version = 5", "version = 5", "#connection_id = true", "connection_id = true"}},
+		"a default that is spelled out": {change: []string{"#connection_id = true", "connection_id = true"}},
 		"a default that is changed":     {change: []string{"#connection_id = true", "connection_id = false"}, listeners: "field"},
 		"a key that several use":        {change: []string{"object=identity", "object=other"}, listeners: "field shop", connectors: "cloud plant"},
 		"a key that nobody uses":        {change: []string{"tpm:name=hub", "tpm:name=hub2"}},
