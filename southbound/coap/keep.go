@@ -168,7 +168,7 @@ func (l *listener) restore(ctx context.Context) {
 	}
 	l.end(t)
 	l.count.restored.Add(n)
-	l.env.Log.Info("associations restored", "count", n, "dropped", len(drop), "took", time.Since(began).Round(time.Millisecond), "after_power_cut", file.Rebooted())
+	l.env.Log.Info("associations restored", "count", n, "dropped", len(drop), "took", time.Since(began).Round(time.Millisecond), "after_power_cut", n > 0 && file.Rebooted())
 }
 
 // revive makes one association again; false where it is of no use any more.
