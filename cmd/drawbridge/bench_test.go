@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -297,4 +298,33 @@ func benchCoAP(b *testing.B, devices int, start func(*site)) (r benchRun) {
 	r.cpu = (after.cpu - before.cpu) / time.Duration(len(all))
 	r.rss, r.peak = after.rss, after.peak
 	return r
+}
+
+// BenchmarkFootprint tells how long a gateway with a file key takes from start to ready, what memory it holds when idle, and how large
+// the program is as it is shipped. Aims: 300 ms, 40 MB, 40 MB.
+func BenchmarkFootprint(b *testing.B) {
+	s := newSite(b)
+	s.binary = released(b)
+	s.configure()
+	s.certify()
+	s.startCloud()
+	defer s.broker.kill()
+	var ready, rss []float64
+	for range 5 {
+		began := time.Now()
+		s.startGateway()
+		ready = append(ready, float64(time.Since(began).Microseconds())/1000)
+		time.Sleep(2 * time.Second) // until it is idle
+		rss = append(rss, float64(usageOf(b, s.gateway.Process.Pid).rss)/1e6)
+		s.gateway.stop()
+	}
+	info, err := os.Stat(s.binary)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r, m := spreadOf(ready), spreadOf(rss)
+	fmt.Printf("bench: footprint: ready after %.0f ms (min %.0f, max %.0f), idle resident memory %.1f MB (min %.1f, max %.1f), program %.1f MB\n",
+		r.median, r.min, r.max, m.median, m.min, m.max, float64(info.Size())/1e6)
+	b.ReportMetric(r.median, "ms-to-ready")
+	b.ReportMetric(m.median, "MB-idle")
 }
