@@ -219,12 +219,17 @@ func (m *model) check(when string) {
 	}
 }
 
-// TestModel does what comes to mind in any order, and compares the ledger with that of the model to the last count.
-func TestModel(t *testing.T) {
+// TestProveModel does what comes to mind in any order, and compares the ledger with that of the model to the last count.
+func TestProveModel(t *testing.T) {
 	seeds, steps := 12, 300
 	if prove() {
 		seeds, steps = 100, 1000
 	}
+	t.Cleanup(func() {
+		if !t.Failed() {
+			t.Logf("prove: %d runs of %d random steps with crashes and restarts, each count as in the model", seeds, steps)
+		}
+	})
 	start := time.UnixMilli(1_700_000_000_000)
 	for seed := range seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
