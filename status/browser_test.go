@@ -124,21 +124,24 @@ func TestScreenshots(t *testing.T) {
 		t.Skip("SCREENSHOTS names no directory")
 	}
 	page, _ := startBusy(t)
-	ctx := browser(t)
+	s := newSite(t)
+	closed, _ := startOpen(t, s, Login{Password: password("x"), Issuer: &Issuer{Name: "plant"}})
+	ctx := browser(t, chromedp.Flag("ignore-certificate-errors-spki-list", s.spki))
 	for _, c := range []struct {
 		name, scheme, lang string
 		width              int64
 	}{{"wide-light", "light", "en", 1280}, {"wide-dark", "dark", "ko", 1280}, {"narrow-light", "light", "ko", 390}, {"narrow-dark", "dark", "en", 390}} {
+		addresses := map[string]string{"login": closed + "/login"}
 		for _, sh := range sheets {
-			if err := chromedp.Do(ctx, scheme(c.scheme), chromedp.EmulateViewport(c.width, 900), chromedp.Navigate(page+sh.path+"?lang="+c.lang),
-				chromedp.Sleep(1500*time.Millisecond)); err != nil {
-				t.Fatal(err)
-			}
+			addresses[sh.name] = page + sh.path
+		}
+		for name, address := range addresses {
+			do(t, ctx, scheme(c.scheme), chromedp.EmulateViewport(c.width, 900), chromedp.Navigate(address+"?lang="+c.lang), chromedp.Sleep(1200*time.Millisecond))
 			png, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := os.WriteFile(filepath.Join(dir, sh.name+"-"+c.name+".png"), png, 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, name+"-"+c.name+".png"), png, 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -271,6 +274,20 @@ func TestThePageReadsWithoutJavaScript(t *testing.T) {
 	}
 	if text, err := chromedp.Run(ctx, chromedp.Text(".tried")); err != nil || !strings.Contains(text, "It would be refused: no-route") {
 		t.Errorf("%q, %v", text, err)
+	}
+}
+
+func TestThePageFitsANarrowScreen(t *testing.T) {
+	page, _ := startBusy(t)
+	ctx := browser(t)
+	do(t, ctx, chromedp.EmulateViewport(390, 844))
+	for _, l := range languages {
+		for _, sh := range sheets {
+			do(t, ctx, chromedp.Navigate(page+sh.path+"?lang="+l.Tag))
+			if width, err := chromedp.Run(ctx, chromedp.Evaluate[int]("document.documentElement.scrollWidth")); err != nil || width > 390 {
+				t.Errorf("%s in %s is %d wide (%v)", sh.name, l.Tag, width, err)
+			}
+		}
 	}
 }
 
