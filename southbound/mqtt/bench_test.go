@@ -153,7 +153,7 @@ func TestBenchIdle(t *testing.T) {
 func TestBenchIngest(t *testing.T) {
 	bench(t)
 	for _, withTLS := range []bool{false, true} {
-		for _, qos := range []byte{0, 1, 2} {
+		for _, qos := range []byte{1, 2, 0} {
 			for _, load := range [][2]int{{1, 50}, {50, 50}, {500, 10}} {
 				figures := map[string]float64{}
 				for _, o := range opponents(t, withTLS) {

@@ -14,11 +14,14 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
-// journal is an uplink that writes what it is given to a file and says yes after fdatasync, many at a time.
+// journal is an uplink that writes what it is given to a file and says yes after fdatasync, many at a time. The file is zero-filled
+// and written round and round, so that a commit costs one flush, as in the real spool.
 type journal struct {
 	file *os.File
 	wake chan struct{}
@@ -28,9 +31,17 @@ type journal struct {
 	done []func(error) // guarded by mu
 }
 
+const journalSize = 32 << 20
+
 func newJournal(file string) (*journal, error) {
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Write(make([]byte, journalSize)); err != nil {
+		return nil, err
+	}
+	if err := f.Sync(); err != nil {
 		return nil, err
 	}
 	j := &journal{file: f, wake: make(chan struct{}, 1)}
@@ -52,15 +63,20 @@ func (j *journal) Submit(m *msg.Message, done func(error)) {
 func (j *journal) run() {
 	var buf []byte
 	var done []func(error)
+	var at int64
 	for range j.wake {
 		j.mu.Lock()
 		buf, j.buf = j.buf, buf[:0]
 		done, j.done = j.done, done[:0]
 		j.mu.Unlock()
-		_, err := j.file.Write(buf)
-		if err == nil {
-			err = j.file.Sync()
+		if at+int64(len(buf)) > journalSize {
+			at = 0
 		}
+		_, err := j.file.WriteAt(buf, at)
+		if err == nil {
+			err = unix.Fdatasync(int(j.file.Fd()))
+		}
+		at += int64(len(buf))
 		for _, d := range done {
 			d(err)
 		}
