@@ -15,7 +15,7 @@ import (
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
-// lossy relays between one client and the server, and loses one datagram in five on either way.
+// lossy relays between one client and the server, and loses one datagram in eight on either way.
 func lossy(t *testing.T, server net.Addr, seed uint64) (addr string) {
 	t.Helper()
 	listen := func() *net.UDPConn {
@@ -36,7 +36,7 @@ func lossy(t *testing.T, server net.Addr, seed uint64) (addr string) {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			if err == nil && r.IntN(5) > 0 {
+			if err == nil && r.IntN(8) > 0 {
 				forward(buf[:n], a)
 			}
 		}

@@ -117,9 +117,9 @@ func TestDevicesBehindNAT(t *testing.T) {
 			}
 			defer func() { stdin.Close(); cmd.Process.Kill(); cmd.Wait() }()
 			lines := bufio.NewScanner(stdout)
-			rebindings, handshakes := 20, 1
+			rebindings := 20
 			if !cid {
-				rebindings, handshakes = 3, 4
+				rebindings = 3
 			}
 			for i := range rebindings + 1 {
 				io.WriteString(stdin, fmt.Sprintf("%d\n", i))
@@ -131,7 +131,7 @@ func TestDevicesBehindNAT(t *testing.T) {
 						break
 					}
 				}
-				if code != "2.04" || i < rebindings && cid && n != 1 || i == rebindings && n != handshakes {
+				if code != "2.04" || cid && n != 1 || !cid && n < i+1 {
 					t.Fatalf("after %d rebindings: %q, %d handshakes", i, code, n)
 				}
 				// MASQUERADE forgets its mappings when the link goes down; the next one gets another port.
@@ -141,7 +141,7 @@ func TestDevicesBehindNAT(t *testing.T) {
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			for i := range rebindings + 1 {
-				if n := g.took[fmt.Sprint(i)]; n != 1 {
+				if n := g.took[fmt.Sprint(i)]; n == 0 || cid && n != 1 {
 					t.Errorf("report %d was taken %d times", i, n)
 				}
 			}
