@@ -5,6 +5,7 @@ package pkcs11
 import (
 	"context"
 	"crypto"
+	"crypto/ecdh"
 	"crypto/rand"
 	"errors"
 	"os"
@@ -376,31 +377,46 @@ func TestTwoGatewaysOnOneToken(t *testing.T) {
 	}
 }
 
-func TestTwoWhoMakeTheSameKeyAtOnceNeverLeaveTwo(t *testing.T) {
+func TestEverythingAtOnceInOneToken(t *testing.T) {
 	t.Parallel()
 	token := keytest.SoftHSM(t)
-	a, b := provider(t, Options{}), provider(t, Options{})
-	for range 20 {
-		u := parse(t, token.URI("k"+rand.Text()))
-		var wg sync.WaitGroup
-		var errs [2]error
-		for i, p := range []*Provider{a, b} {
-			wg.Go(func() { _, errs[i] = p.Generate(t.Context(), u, hwcrypto.ECDSAP256) })
-		}
-		wg.Wait()
-		for _, err := range errs {
-			if err != nil && !errors.Is(err, hwcrypto.ErrKeyExists) {
-				t.Error(err)
-			}
-		}
-		_, err := a.Open(t.Context(), u)
-		switch {
-		case errs[0] == nil || errs[1] == nil:
-			if err != nil || errs[0] == errs[1] {
-				t.Errorf("made: %v, %v; opened: %v", errs[0], errs[1], err)
-			}
-		case !errors.Is(err, hwcrypto.ErrNoKey):
-			t.Errorf("made by none; opened: %v", err)
+	p := provider(t, Options{})
+	k := made(t, p, token.URI("a"))
+	dh, err := p.Generate(t.Context(), parse(t, token.URI("dh")), hwcrypto.ECDHP256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for what, f := range map[string]func() error{
+		"sign": func() error { return sign(t.Context(), k) },
+		"generate": func() error {
+			_, err := p.Generate(t.Context(), parse(t, token.URI(rand.Text())), hwcrypto.ECDSAP256)
+			return err
+		},
+		"import": func() error {
+			_, err := p.Import(t.Context(), parse(t, token.URI(rand.Text())), []byte("s"))
+			return err
+		},
+		"seal":     func() error { _, err := k.Seal(t.Context(), []byte("x"), nil); return err },
+		"agree":    func() error { _, err := dh.(hwcrypto.Agreer).ECDH(t.Context(), peer.PublicKey()); return err },
+		"list":     func() error { _, err := p.List(t.Context(), parse(t, token.URI("a"))); return err },
+		"describe": func() error { _, err := k.Describe(t.Context()); return err },
+		"open":     func() error { _, err := p.Open(t.Context(), parse(t, token.URI("a"))); return err },
+	} {
+		for range 2 {
+			wg.Go(func() {
+				for range 6 {
+					if err := f(); err != nil {
+						t.Errorf("%s: %v", what, err)
+						return
+					}
+				}
+			})
 		}
 	}
+	wg.Wait()
 }

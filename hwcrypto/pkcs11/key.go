@@ -83,7 +83,8 @@ func (k *key) handle(s session) (pkcs11.ObjectHandle, error) {
 }
 
 func template(class uint, label string, id []byte) []*pkcs11.Attribute {
-	t := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class)}
+	// CKA_TOKEN: a session object, such as an ECDH secret for its moment, is no key of the token.
+	t := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true)}
 	if label != "" {
 		t = append(t, pkcs11.NewAttribute(pkcs11.CKA_LABEL, label))
 	}

@@ -105,7 +105,7 @@ func (t *token) create(ctx context.Context, u hwcrypto.URI, class uint,
 	if u.Object != "" {
 		common = append(common, pkcs11.NewAttribute(pkcs11.CKA_LABEL, u.Object))
 	}
-	_, err := call(ctx, t, func(s session) (struct{}, error) {
+	_, err := change(ctx, t, func(s session) (struct{}, error) {
 		none := struct{}{}
 		for _, c := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY} {
 			if _, err := findOne(s, template(c, u.Object, u.ID)); !errors.Is(err, hwcrypto.ErrNoKey) {
@@ -161,12 +161,8 @@ func (k *key) Seal(ctx context.Context, plain, aad []byte) ([]byte, error) {
 	plain, aad = bytes.Clone(plain), bytes.Clone(aad)
 	nonce := make([]byte, nonceSize)
 	rand.Read(nonce) // never fails
-	return call(ctx, k.t, func(s session) ([]byte, error) {
-		defer clear(plain)
+	seal := func(s session) ([]byte, error) {
 		id, h, err := k.companion(s, nil)
-		if errors.Is(err, hwcrypto.ErrNoKey) {
-			id, h, err = k.makeCompanion(s)
-		}
 		if err != nil {
 			return nil, err
 		}
@@ -180,7 +176,14 @@ func (k *key) Seal(ctx context.Context, plain, aad []byte) ([]byte, error) {
 			return nil, err
 		}
 		return append(append(append([]byte{sealVersion}, id...), nonce...), ct...), nil
-	})
+	}
+	sealed, err := call(ctx, k.t, seal)
+	if errors.Is(err, hwcrypto.ErrNoKey) {
+		if err = k.makeCompanion(ctx); err == nil {
+			sealed, err = call(ctx, k.t, seal)
+		}
+	}
+	return sealed, err
 }
 
 // Unseal opens what Seal has given.
@@ -231,11 +234,17 @@ func (k *key) companion(s session, id []byte) ([]byte, pkcs11.ObjectHandle, erro
 	return best, h, nil
 }
 
-func (k *key) makeCompanion(s session) ([]byte, pkcs11.ObjectHandle, error) {
-	a := pkcs11.NewAttribute
-	id := newID()
-	h, err := s.GenerateKey(s.h, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)},
-		append(protected(), a(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), a(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES), a(pkcs11.CKA_VALUE_LEN, 32),
-			a(pkcs11.CKA_ENCRYPT, true), a(pkcs11.CKA_DECRYPT, true), a(pkcs11.CKA_LABEL, k.sealLabel()), a(pkcs11.CKA_ID, id)))
-	return id, h, err
+func (k *key) makeCompanion(ctx context.Context) error {
+	_, err := change(ctx, k.t, func(s session) (struct{}, error) {
+		none := struct{}{}
+		if _, _, err := k.companion(s, nil); !errors.Is(err, hwcrypto.ErrNoKey) {
+			return none, err // another operation was faster
+		}
+		a := pkcs11.NewAttribute
+		_, err := s.GenerateKey(s.h, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)},
+			append(protected(), a(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), a(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES), a(pkcs11.CKA_VALUE_LEN, 32),
+				a(pkcs11.CKA_ENCRYPT, true), a(pkcs11.CKA_DECRYPT, true), a(pkcs11.CKA_LABEL, k.sealLabel()), a(pkcs11.CKA_ID, newID())))
+		return none, err
+	})
+	return err
 }

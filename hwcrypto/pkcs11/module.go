@@ -84,24 +84,38 @@ func (m *module) opened(gen, n int) {
 	}
 }
 
-// initialize brings the module to a generation after gen, alone. The caller must not be between enter and leave.
-func (m *module) initialize(ctx context.Context, gen int) error {
-	m.mu.Lock()
-	if m.gen > gen {
-		m.mu.Unlock()
-		return nil
+// enterAlone is enter for a call beside which no other runs: what makes or destroys objects, which modules do not all bear
+// beside a search (SoftHSM2 loses objects then). leaveAlone ends it.
+func (m *module) enterAlone(ctx context.Context) (gen int, err error) {
+	for {
+		if _, err = m.enter(ctx); err != nil { // which initializes
+			return 0, err
+		}
+		m.leave()
+		if err := m.begin(ctx); err != nil {
+			return 0, err
+		}
+		if gen = m.generation(); gen > 0 {
+			return gen, nil
+		}
+		m.leaveAlone()
 	}
-	if wait := m.alone; wait != nil {
+}
+
+// begin waits for its turn to run alone, and for the calls that run to return.
+func (m *module) begin(ctx context.Context) error {
+	m.mu.Lock()
+	for m.alone != nil {
+		wait := m.alone
 		m.mu.Unlock()
 		select {
 		case <-wait:
-			return m.initialize(ctx, gen)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+		m.mu.Lock()
 	}
-	done := make(chan struct{})
-	m.alone = done
+	m.alone = make(chan struct{})
 	var idle chan struct{}
 	if m.calls > 0 {
 		if m.idle == nil {
@@ -109,24 +123,43 @@ func (m *module) initialize(ctx context.Context, gen int) error {
 		}
 		idle = m.idle
 	}
-	finalize := m.ours && m.sessions == 0
 	m.mu.Unlock()
-	defer func() {
-		m.mu.Lock()
-		m.alone = nil
-		m.mu.Unlock()
-		close(done)
-	}()
-	if idle != nil {
-		timer := time.NewTimer(settle)
-		defer timer.Stop()
-		select {
-		case <-idle:
-		case <-timer.C:
-			return fmt.Errorf("PKCS#11 module %q: %w: a call into it hangs", m.path, hwcrypto.ErrTimeout)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	if idle == nil {
+		return nil
+	}
+	timer := time.NewTimer(settle)
+	defer timer.Stop()
+	var err error
+	select {
+	case <-idle:
+		return nil
+	case <-timer.C:
+		err = fmt.Errorf("PKCS#11 module %q: %w: a call into it hangs", m.path, hwcrypto.ErrTimeout)
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	m.leaveAlone()
+	return err
+}
+
+func (m *module) leaveAlone() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.alone)
+	m.alone = nil
+}
+
+// initialize brings the module to a generation after gen, alone. The caller must not be between enter and leave.
+func (m *module) initialize(ctx context.Context, gen int) error {
+	if err := m.begin(ctx); err != nil {
+		return err
+	}
+	defer m.leaveAlone()
+	m.mu.Lock()
+	over, finalize := m.gen > gen, m.ours && m.sessions == 0
+	m.mu.Unlock()
+	if over { // somebody has done it while we waited
+		return nil
 	}
 	if finalize {
 		// An error means that somebody else has finalized it, which comes to the same.

@@ -21,7 +21,7 @@ func (p *Provider) Rename(ctx context.Context, from, to hwcrypto.URI) error {
 	if err != nil {
 		return err
 	}
-	_, err = call(ctx, t, func(s session) (struct{}, error) {
+	_, err = change(ctx, t, func(s session) (struct{}, error) {
 		none := struct{}{}
 		if _, err := findOne(s, template(pkcs11.CKO_PRIVATE_KEY, to.Object, nil)); !errors.Is(err, hwcrypto.ErrNoKey) {
 			if err == nil || errors.Is(err, hwcrypto.ErrAmbiguous) {

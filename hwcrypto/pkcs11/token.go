@@ -108,11 +108,20 @@ func (t *token) forget() {
 
 // call runs f in a session, in its turn, and mends what has been lost.
 func call[T any](ctx context.Context, t *token, f func(session) (T, error)) (T, error) {
+	return run(ctx, t, t.id.module.enter, t.id.module.leave, f)
+}
+
+// change is call for what makes, renames or destroys objects of the token.
+func change[T any](ctx context.Context, t *token, f func(session) (T, error)) (T, error) {
+	return run(ctx, t, t.id.module.enterAlone, t.id.module.leaveAlone, f)
+}
+
+func run[T any](ctx context.Context, t *token, enter func(context.Context) (int, error), leave func(), f func(session) (T, error)) (T, error) {
 	v, err := queue.Call(ctx, t.queue, func(ctx context.Context) (T, error) {
 		var v T
 		for try := 1; ; try++ {
 			var err error
-			v, err = attempt(ctx, t, f)
+			v, err = attempt(ctx, t, enter, leave, f)
 			if err == nil || try == attempts || ctx.Err() != nil {
 				return v, err
 			}
@@ -127,14 +136,13 @@ func call[T any](ctx context.Context, t *token, f func(session) (T, error)) (T, 
 	return v, err
 }
 
-func attempt[T any](ctx context.Context, t *token, f func(session) (T, error)) (T, error) {
+func attempt[T any](ctx context.Context, t *token, enter func(context.Context) (int, error), leave func(), f func(session) (T, error)) (T, error) {
 	var zero T
-	m := t.id.module
-	gen, err := m.enter(ctx)
+	gen, err := enter(ctx)
 	if err != nil {
 		return zero, err
 	}
-	defer m.leave()
+	defer leave()
 	s, err := t.session(gen)
 	if err != nil {
 		return zero, err
