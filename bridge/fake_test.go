@@ -1,10 +1,12 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -27,6 +29,7 @@ type memory struct {
 	fail    error // what Append answers, nil: it takes all
 	max     int64 // what Stats gives
 	lost    uint64
+	pending map[string]int64
 	seq     uint64
 	records []*held
 	readers map[string]*memoryReader
@@ -42,7 +45,7 @@ type held struct {
 }
 
 func newMemory(t testing.TB) *memory {
-	return &memory{t: t, max: 1 << 30, readers: map[string]*memoryReader{}, tally: map[[2]string]*spool.Tally{}, changed: make(chan struct{})}
+	return &memory{t: t, max: 1 << 30, pending: map[string]int64{}, readers: map[string]*memoryReader{}, tally: map[[2]string]*spool.Tally{}, changed: make(chan struct{})}
 }
 
 func (m *memory) Append(c spool.Class, r *spool.Record, done func(spool.Pos, error)) {
@@ -57,6 +60,7 @@ func (m *memory) Append(c spool.Class, r *spool.Record, done func(spool.Pos, err
 	h.r.Data, h.r.To = slices.Clone(r.Data), slices.Clone(r.To)
 	for _, to := range r.To {
 		h.open[to] = true
+		m.pending[to] += int64(len(h.r.Data))
 		m.line(r.Route, to).Accepted++
 		m.line(r.Route, to).Pending++
 	}
@@ -101,13 +105,7 @@ func (m *memory) Ledger() (list []spool.Tally) {
 func (m *memory) Stats() spool.Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	pending := map[string]int64{}
-	for _, h := range m.records {
-		for name := range h.open {
-			pending[name] += int64(len(h.r.Data))
-		}
-	}
-	return spool.Stats{MaxBytes: m.max, Full: errors.Is(m.fail, spool.ErrFull), Lost: m.lost, PendingBytes: pending}
+	return spool.Stats{MaxBytes: m.max, Full: errors.Is(m.fail, spool.ErrFull), Lost: m.lost, PendingBytes: maps.Clone(m.pending)}
 }
 
 func (m *memory) reader(name string) reader {
@@ -145,8 +143,11 @@ func (r *memoryReader) Read(ctx context.Context, max, maxBytes int) ([]spool.Ent
 func (r *memoryReader) take(max int) (list []spool.Entry) {
 	for class := spool.High; class <= spool.Low; class++ {
 		for _, h := range r.m.records {
+			if len(list) == max {
+				return list
+			}
 			pos := spool.Pos{Class: h.class, Seq: h.seq}
-			if h.class != class || !h.open[r.name] || r.out[pos] || len(list) == max {
+			if h.class != class || !h.open[r.name] || r.out[pos] {
 				continue
 			}
 			r.out[pos] = true
@@ -164,25 +165,22 @@ func (r *memoryReader) Settle(p spool.Pos, o spool.Outcome) {
 		return
 	}
 	delete(r.out, p)
-	for i, h := range r.m.records {
-		if h.seq != p.Seq {
-			continue
-		}
-		delete(h.open, r.name)
-		l := r.m.line(h.r.Route, r.name)
-		l.Pending--
-		switch o {
-		case spool.Delivered:
-			l.Delivered++
-		case spool.Expired:
-			l.Expired++
-		case spool.Dead:
-			l.Dead++
-		}
-		if len(h.open) == 0 {
-			r.m.records = slices.Delete(r.m.records, i, i+1)
-		}
-		return
+	i, _ := slices.BinarySearchFunc(r.m.records, p.Seq, func(h *held, seq uint64) int { return cmp.Compare(h.seq, seq) })
+	h := r.m.records[i]
+	delete(h.open, r.name)
+	r.m.pending[r.name] -= int64(len(h.r.Data))
+	l := r.m.line(h.r.Route, r.name)
+	l.Pending--
+	switch o {
+	case spool.Delivered:
+		l.Delivered++
+	case spool.Expired:
+		l.Expired++
+	case spool.Dead:
+		l.Dead++
+	}
+	if len(h.open) == 0 {
+		r.m.records = slices.Delete(r.m.records, i, i+1)
 	}
 }
 
@@ -388,6 +386,7 @@ func (r *rig) reopen() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	b.store.db.NoSync = true // these tests cut no power, and a busy disk would make them slow
 	r.Bridge = b
 }
 
