@@ -163,6 +163,7 @@ func (t *turn) report(s *session, p *packet, path []byte) {
 			t.l.rename(s, name)
 		}
 		id = s.id
+		t.l.awake(id)
 	} else if !id.Expires.IsZero() && t.time().After(id.Expires) {
 		t.say(s, p, codes.Unauthorized, nil)
 		t.bye(s)

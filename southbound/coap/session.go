@@ -261,7 +261,6 @@ func (t *turn) heard(s *session, from netip.AddrPort, newest bool, size int) {
 		default:
 			s.addr, s.credit = from, 3*size
 		}
-		t.l.awake(s.id)
 	case s.credit != unlimited && from == s.addr:
 		s.credit = min(s.credit+3*size, 1<<20)
 	}
@@ -271,9 +270,7 @@ func (t *turn) heard(s *session, from netip.AddrPort, newest bool, size int) {
 		copy(list[i:], list[i+1:])
 		list[len(list)-1] = s
 	}
-	if s.id.Sleepy {
-		t.l.awake(s.id)
-	}
+	t.l.awake(s.id)
 }
 
 func (l *listener) awake(id *auth.Identity) {
