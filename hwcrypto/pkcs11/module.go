@@ -87,19 +87,14 @@ func (m *module) opened(gen, n int) {
 // enterAlone is enter for a call beside which no other runs: what makes or destroys objects, which modules do not all bear
 // beside a search (SoftHSM2 loses objects then). leaveAlone ends it.
 func (m *module) enterAlone(ctx context.Context) (gen int, err error) {
-	for {
-		if _, err = m.enter(ctx); err != nil { // which initializes
-			return 0, err
-		}
-		m.leave()
-		if err := m.begin(ctx); err != nil {
-			return 0, err
-		}
-		if gen = m.generation(); gen > 0 {
-			return gen, nil
-		}
-		m.leaveAlone()
+	if _, err = m.enter(ctx); err != nil { // which initializes
+		return 0, err
 	}
+	m.leave()
+	if err := m.begin(ctx); err != nil {
+		return 0, err
+	}
+	return m.generation(), nil
 }
 
 // begin waits for its turn to run alone, and for the calls that run to return.
