@@ -15,6 +15,11 @@
 //     within method_timeout;
 //   - desired properties arrive on "twin/desired/KEY", one publication for each top-level key, when they change and at each connect.
 //
+// With identities = "device" each device of the gateway is a device of the hub, with a connection of its own, whose key is derived in the
+// chip from that of an enrolment group. Connections are made when a device first reports, and again for every device that ever did at each
+// start, paced by connect_rate. "devicebound", "methods" and "twin/desired" are then followed by the device's name, and "twin/reported" is the
+// reporting device's own twin.
+//
 // What the hub bears, enforced before anything is sent: 256 KiB in a message with its properties, 32 KiB of reported properties, QoS 0 and 1
 // (a publication of QoS 2 is sent with QoS 1), no retained messages, a keep alive of 1177 s, one connection per device.
 //
@@ -66,6 +71,8 @@ type Config struct {
 	Registration  string          `toml:"registration"` // registration id; empty: device_id
 	Provisioning  string          `toml:"provisioning"` // HOST or HOST:PORT of the service
 	Group         bool            `toml:"group"`        // key is that of an enrolment group
+	Identities    string          `toml:"identities"`   // "gateway", or "device": a connection for each device
+	ConnectRate   float64         `toml:"connect_rate"` // log-ins per second with identities = "device"
 
 	// Event Grid
 	Name          string          `toml:"name"`  // client authentication name; empty: device_id
@@ -84,6 +91,9 @@ key      = "identity"               # certificate with the device's id as common
 #keep_alive = "4m"
 #token_life = "1h"
 #method_timeout = "25s"
+#group      = false                 # key is that of an enrolment group
+#identities = "gateway"             # "device": a connection for each device, with group = true
+#connect_rate = 50                  # of these, per second
 
 [[uplink]]
 name     = "state-to-twin"
@@ -109,7 +119,7 @@ func Kind() northbound.Kind {
 			return &Config{
 				Service: "iothub", Auth: "x509", KeepAlive: config.Duration(4 * time.Minute), TokenLife: config.Duration(time.Hour),
 				MethodTimeout: config.Duration(25 * time.Second), Provisioning: "global.azure-devices-provisioning.net",
-				SessionExpiry: config.Duration(time.Hour),
+				Identities: "gateway", ConnectRate: 50, SessionExpiry: config.Duration(time.Hour),
 			}
 		},
 		Open: open,
@@ -155,8 +165,14 @@ func (c *Config) Check(s *config.Scope) {
 		if d := time.Duration(c.MethodTimeout); d < time.Second || d > 300*time.Second {
 			s.Errorf("method_timeout", "method_timeout: from \"1s\" to \"5m\"")
 		}
-		if c.Group && (c.Auth != "sas" || c.IDScope == "") {
-			s.Errorf("group", "group: it goes with auth = \"sas\" and id_scope")
+		if c.Group && c.Auth != "sas" {
+			s.Errorf("group", "group: it goes with auth = \"sas\"")
+		}
+		if s.OneOf("identities", c.Identities, "gateway", "device") && c.Identities == "device" && !c.Group {
+			s.Errorf("identities", "identities: a connection for each device needs group = true: the devices' keys are derived from the group's")
+		}
+		if c.ConnectRate <= 0 {
+			s.Errorf("connect_rate", "connect_rate: it must be more than 0")
 		}
 	} else {
 		most = gridKeepAlive

@@ -39,10 +39,25 @@ type Connector struct {
 	leastRenewal time.Duration // between two re-authentications
 
 	mu       sync.Mutex
-	assigned assignment // guarded by mu: what the provisioning service said
+	assigned map[string]assignment // guarded by mu: what the provisioning service said, by registration
+	twins    map[string]*twin      // guarded by mu: by device
+}
 
-	twin    sync.Mutex // held while desired properties are delivered: they come one by one
-	desired int64      // guarded by twin: $version of those that were delivered
+// twin is what was delivered of a device's desired properties. Its mutex is held during deliveries: they come one by one.
+type twin struct {
+	mu      sync.Mutex
+	version int64 // guarded by mu: $version
+}
+
+func (c *Connector) twin(device string) *twin {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.twins[device]
+	if t == nil {
+		t = &twin{}
+		c.twins[device] = t
+	}
+	return t
 }
 
 func open(env northbound.Env, cfg any) (northbound.Connector, error) {
@@ -50,7 +65,7 @@ func open(env northbound.Env, cfg any) (northbound.Connector, error) {
 	if !ok {
 		return nil, fmt.Errorf("connector %s: configuration of type %T", env.Name, cfg)
 	}
-	return &Connector{env: env, cfg: *c, bearer: mqtt.NewBearer(env.Tokens, c.Token), leastRenewal: renewPause}, nil
+	return &Connector{env: env, cfg: *c, bearer: mqtt.NewBearer(env.Tokens, c.Token), leastRenewal: renewPause, assigned: map[string]assignment{}, twins: map[string]*twin{}}, nil
 }
 
 // Limits is northbound.Limited's.
@@ -78,7 +93,10 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 	if c.cfg.Service == "eventgrid" {
 		return c.dialGrid(ctx, down)
 	}
-	return c.dialHub(ctx, down)
+	if c.cfg.Identities == "device" {
+		return c.dialFleet(ctx, down)
+	}
+	return c.dialHub(ctx, c.deviceID(), down)
 }
 
 // options are what every session of the connector has in common.
@@ -112,12 +130,12 @@ func (c *Connector) address(ctx context.Context, host, path string) (mqtt.Addres
 	return a, nil
 }
 
-// signature makes a shared access signature for resource, and says when it ends.
-func (c *Connector) signature(ctx context.Context, resource, policy string) (string, time.Time, error) {
+// signature makes a shared access signature of a device (or registration) for resource, and says when it ends.
+func (c *Connector) signature(ctx context.Context, device, resource, policy string) (string, time.Time, error) {
 	var key hwcrypto.MACer
 	key, err := c.env.Keys.MAC(ctx, c.cfg.Key)
 	if err == nil && c.cfg.Group {
-		key, err = auth.DeviceKey(ctx, key, c.registration())
+		key, err = auth.DeviceKey(ctx, key, device)
 	}
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("key %s: %w", c.cfg.Key, err)
@@ -152,7 +170,7 @@ func (c *Connector) subscribe(ctx context.Context, s *mqtt.Session, filters []st
 }
 
 // hint adds what the platform means by an error that says little.
-func (c *Connector) hint(err error) error {
+func (c *Connector) hint(device string, err error) error {
 	text := err.Error()
 	switch {
 	case c.cfg.Service == "eventgrid" && strings.Contains(text, "not authorized"):
@@ -160,7 +178,7 @@ func (c *Connector) hint(err error) error {
 	case strings.Contains(text, "not authorized") && c.cfg.Auth == "sas":
 		return fmt.Errorf("%w (is the device enabled, is key its symmetric key, and is the clock right?)", err)
 	case strings.Contains(text, "not authorized"):
-		return fmt.Errorf("%w (is the device enabled, and is its certificate's thumbprint or CA registered with the common name %q?)", err, c.deviceID())
+		return fmt.Errorf("%w (is the device enabled, and is its certificate's thumbprint or CA registered with the common name %q?)", err, device)
 	case strings.Contains(text, "closed the connection"):
 		return fmt.Errorf("%w (the hub closes without a word where the device is unknown, a quota is used up, or another connection has its id)", err)
 	}
@@ -186,7 +204,7 @@ func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
 		step(northbound.Step{Name: name, Took: time.Since(began), Note: note, Err: err})
 		began = time.Now()
 	}
-	address, o, _, err := c.hubLogin(ctx)
+	address, o, _, err := c.hubLogin(ctx, c.deviceID())
 	if err != nil {
 		told("log-in", "", err)
 		return
@@ -198,7 +216,7 @@ func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
 	began = time.Now()
 	s, err := mqtt.Start(ctx, conn, o)
 	if err != nil {
-		told("log-in", o.Username, c.hint(address.Explain(err)))
+		told("log-in", o.Username, c.hint(o.ClientID, address.Explain(err)))
 		return
 	}
 	defer s.Close()

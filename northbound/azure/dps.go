@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,11 +16,10 @@ import (
 )
 
 const (
-	dpsVersion     = "2019-03-31"
-	assignmentFile = "assignment.json" // in the connector's state directory
-	leastRetry     = 500 * time.Millisecond
-	mostRetry      = time.Minute
-	longestAssign  = 5 * time.Minute
+	dpsVersion    = "2019-03-31"
+	leastRetry    = 500 * time.Millisecond
+	mostRetry     = time.Minute
+	longestAssign = 5 * time.Minute
 )
 
 // assignment is what the Device Provisioning Service said.
@@ -28,27 +28,33 @@ type assignment struct {
 	Device string `json:"device"`
 }
 
-func (c *Connector) registration() string {
-	if c.cfg.Registration != "" {
+// registration gives the registration id of a device: its own id, but for the gateway's where that is configured.
+func (c *Connector) registration(device string) string {
+	if c.cfg.Registration != "" && device == c.deviceID() {
 		return c.cfg.Registration
 	}
-	return c.deviceID()
+	return device
 }
 
-// provisioned gives the hub that the device was assigned to. The service is asked once; after that the state directory knows.
-func (c *Connector) provisioned(ctx context.Context) (assignment, error) {
+// assignmentPath is where an assignment is kept in the state directory.
+func (c *Connector) assignmentPath(registration string) string {
+	return filepath.Join(c.env.State, "assignment-"+url.PathEscape(registration)+".json")
+}
+
+// provisioned gives the hub that a registration was assigned to. The service is asked once; after that the state directory knows.
+func (c *Connector) provisioned(ctx context.Context, registration string) (assignment, error) {
 	c.mu.Lock()
-	a := c.assigned
+	a, ok := c.assigned[registration]
 	c.mu.Unlock()
-	if a.Hub != "" {
+	if ok {
 		return a, nil
 	}
-	path := filepath.Join(c.env.State, assignmentFile)
+	path := c.assignmentPath(registration)
 	if data, err := os.ReadFile(path); err == nil && json.Unmarshal(data, &a) == nil && a.Hub != "" && a.Device != "" {
-		c.setAssignment(a)
+		c.assign(registration, a)
 		return a, nil
 	}
-	a, err := c.provision(ctx)
+	a, err := c.provision(ctx, registration)
 	if err != nil {
 		return a, fmt.Errorf("provisioning: %w", err)
 	}
@@ -57,40 +63,41 @@ func (c *Connector) provisioned(ctx context.Context) (assignment, error) {
 			c.env.Log.Warn("the assignment cannot be kept: the provisioning service will be asked again", "error", err)
 		}
 	}
-	c.setAssignment(a)
+	c.assign(registration, a)
 	c.env.Log.Info("assigned", "hub", a.Hub, "device", a.Device)
 	return a, nil
 }
 
-func (c *Connector) setAssignment(a assignment) {
+func (c *Connector) assign(registration string, a assignment) {
 	c.mu.Lock()
-	c.assigned = a
+	c.assigned[registration] = a
 	c.mu.Unlock()
 }
 
 // forgetAssignment lets the service be asked again: a hub that refuses may not be the device's any more.
-func (c *Connector) forgetAssignment() {
+func (c *Connector) forgetAssignment(registration string) {
 	if c.cfg.Endpoint != "" {
 		return
 	}
-	c.setAssignment(assignment{})
-	os.Remove(filepath.Join(c.env.State, assignmentFile))
+	c.mu.Lock()
+	delete(c.assigned, registration)
+	c.mu.Unlock()
+	os.Remove(c.assignmentPath(registration))
 }
 
 // provision registers with the service and waits for the assignment.
-func (c *Connector) provision(ctx context.Context) (assignment, error) {
+func (c *Connector) provision(ctx context.Context, id string) (assignment, error) {
 	ctx, cancel := context.WithTimeout(ctx, longestAssign)
 	defer cancel()
 	address, err := c.address(ctx, c.cfg.Provisioning, "/$iothub/websocket")
 	if err != nil {
 		return assignment{}, err
 	}
-	id := c.registration()
 	o := c.options()
 	o.Version, o.ClientID = mqtt.V311, id
 	o.Username = c.cfg.IDScope + "/registrations/" + id + "/api-version=" + dpsVersion
 	if c.cfg.Auth == "sas" {
-		token, _, err := c.signature(ctx, c.cfg.IDScope+"/registrations/"+id, "registration")
+		token, _, err := c.signature(ctx, id, c.cfg.IDScope+"/registrations/"+id, "registration")
 		if err != nil {
 			return assignment{}, err
 		}

@@ -30,6 +30,7 @@ type hub struct {
 	c      *Connector
 	down   northbound.Downlink
 	device string
+	many   bool        // one of many devices: its name is in the topics that routes see
 	timer  *time.Timer // ends the session before its signature ends; nil without one
 
 	mu       sync.Mutex
@@ -38,12 +39,12 @@ type hub struct {
 }
 
 // hubLogin makes what logging in to the hub needs, and says when it ends; zero: it does not.
-func (c *Connector) hubLogin(ctx context.Context) (mqtt.Address, mqtt.Options, time.Time, error) {
+func (c *Connector) hubLogin(ctx context.Context, device string) (mqtt.Address, mqtt.Options, time.Time, error) {
 	o := c.options()
 	var expires time.Time
-	endpoint, device := c.cfg.Endpoint, c.deviceID()
+	endpoint := c.cfg.Endpoint
 	if endpoint == "" {
-		a, err := c.provisioned(ctx)
+		a, err := c.provisioned(ctx, c.registration(device))
 		if err != nil {
 			return mqtt.Address{}, o, expires, err
 		}
@@ -61,7 +62,7 @@ func (c *Connector) hubLogin(ctx context.Context) (mqtt.Address, mqtt.Options, t
 	}
 	if c.cfg.Auth == "sas" {
 		var token string
-		if token, expires, err = c.signature(ctx, host+"/devices/"+device, ""); err != nil {
+		if token, expires, err = c.signature(ctx, device, host+"/devices/"+device, ""); err != nil {
 			return address, o, expires, err
 		}
 		o.Password = []byte(token)
@@ -69,26 +70,29 @@ func (c *Connector) hubLogin(ctx context.Context) (mqtt.Address, mqtt.Options, t
 	return address, o, expires, nil
 }
 
-func (c *Connector) dialHub(ctx context.Context, down northbound.Downlink) (northbound.Session, error) {
-	address, o, expires, err := c.hubLogin(ctx)
+func (c *Connector) dialHub(ctx context.Context, device string, down northbound.Downlink) (*hub, error) {
+	address, o, expires, err := c.hubLogin(ctx, device)
 	if err != nil {
 		return nil, err
 	}
-	h := &hub{c: c, down: down, device: o.ClientID, requests: map[string]func(inbound, []byte){}}
-	o.Receive = h.receive
+	h := &hub{c: c, down: down, device: o.ClientID, many: c.cfg.Identities == "device", requests: map[string]func(inbound, []byte){}}
+	o.Lane = laneOf
+	if o.Receive = h.receive; h.many {
+		o.Window, o.ReadBuffer = laneWindow, laneBuffer
+	}
 	conn, err := address.Dial(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
 	if h.Session, err = mqtt.Start(ctx, conn, o); err != nil {
 		if msg.IsPermanent(err) {
-			c.forgetAssignment()
+			c.forgetAssignment(c.registration(device))
 		}
-		return nil, c.hint(address.Explain(err))
+		return nil, c.hint(device, address.Explain(err))
 	}
 	if err := h.begin(ctx); err != nil {
 		h.Session.Close()
-		return nil, c.hint(address.Explain(err))
+		return nil, c.hint(device, address.Explain(err))
 	}
 	if !expires.IsZero() {
 		life := expires.Sub(c.env.Now())
@@ -283,10 +287,18 @@ func (h *hub) message(ctx context.Context, in inbound, p msg.Publication) error 
 		p.Expires = until
 	}
 	if p.Topic = in.bag["topic"]; p.Topic == "" {
-		p.Topic = "devicebound"
+		p.Topic = h.named("devicebound")
 	}
 	_, err := h.down.Deliver(ctx, p)
 	return err
+}
+
+// named puts the device's name after a topic where the session is one of many.
+func (h *hub) named(topic string) string {
+	if h.many {
+		return topic + "/" + h.device
+	}
+	return topic
 }
 
 // method delivers a direct method and answers it. Whoever called waits for a time of its own, so a method is never tried again.
@@ -294,6 +306,9 @@ func (h *hub) method(ctx context.Context, in inbound, p msg.Publication) error {
 	wait, cancel := context.WithTimeout(ctx, time.Duration(h.c.cfg.MethodTimeout))
 	defer cancel()
 	p.Topic, p.Type = methodTopic(in.name), "application/json"
+	if h.many {
+		p.Topic = h.named("methods") + "/" + in.name
+	}
 	p.Expires = h.c.env.Now().Add(time.Duration(h.c.cfg.MethodTimeout))
 	reply, err := h.down.Deliver(wait, p)
 	if ctx.Err() != nil {
@@ -357,17 +372,22 @@ func (h *hub) deliverDesired(ctx context.Context, body []byte, whole bool) error
 	if json.Unmarshal(keys["$version"], &version) != nil {
 		version = 0
 	}
-	c := h.c
-	c.twin.Lock()
-	defer c.twin.Unlock()
-	if version != 0 && (version == c.desired || version < c.desired && !whole) {
+	t := h.c.twin(h.device)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if version != 0 && (version == t.version || version < t.version && !whole) {
 		return nil
 	}
-	for _, key := range slices.Sorted(maps.Keys(keys)) {
-		if strings.HasPrefix(key, "$") {
-			continue
+	maps.DeleteFunc(keys, func(k string, _ json.RawMessage) bool { return strings.HasPrefix(k, "$") })
+	if h.many { // the device's own twin, in one piece
+		piece, err := json.Marshal(keys)
+		if err != nil {
+			return nil
 		}
-		now := c.env.Now()
+		keys = map[string]json.RawMessage{h.device: piece}
+	}
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		now := h.c.env.Now()
 		_, err := h.down.Deliver(ctx, msg.Publication{
 			ID: msg.NewID(now), Time: now, Topic: "twin/desired/" + key, QoS: 1, Type: "application/json", Payload: keys[key],
 			Properties: map[string]string{"version": strconv.FormatInt(version, 10)},
@@ -376,6 +396,6 @@ func (h *hub) deliverDesired(ctx context.Context, body []byte, whole bool) error
 			return err
 		}
 	}
-	c.desired = version
+	t.version = version
 	return nil
 }

@@ -125,3 +125,14 @@ func methodTopic(name string) string {
 func escape(s string) string {
 	return strings.NewReplacer("+", "%20", "%21", "!", "%27", "'", "%28", "(", "%29", ")", "%2A", "*").Replace(url.QueryEscape(s))
 }
+
+// laneOf keeps messages for one topic, and changes of the twin, in order: every one of them has a topic of its own.
+func laneOf(topic string) string {
+	switch in := parseTopic(topic); in.kind {
+	case message:
+		return "message " + in.bag["topic"]
+	case desired:
+		return "desired"
+	}
+	return topic
+}

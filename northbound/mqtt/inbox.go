@@ -20,17 +20,17 @@ const (
 // errFlooded ends a session whose broker sends more than can be held. The broker keeps what was not acknowledged.
 var errFlooded = errors.New("the broker has sent more publications than can be delivered")
 
-// inbox delivers what the broker sends: publications of one topic one after the other, those of different topics at once, and
+// inbox delivers what the broker sends: publications of one lane (see Options) one after the other, those of different lanes at once, and
 // acknowledges them in the order in which they came (MQTT 5 section 4.6). The worker goroutines exist only while there is work.
 type inbox struct {
 	wg sync.WaitGroup
 
 	mu      sync.Mutex
-	topics  map[string][]*inbound // a topic is present while a worker has it or it is in ready
-	ready   []string              // topics whose first publication may be delivered
+	lanes   map[string][]*inbound // a lane is present while a worker has it or it is in ready
+	ready   []string              // lanes whose first publication may be delivered
 	workers int
 	unacked []*inbound // in order of arrival
-	waiting int        // publications in topics
+	waiting int        // publications in lanes
 	dropped int64      // QoS 0 publications for which there was no room
 }
 
@@ -58,16 +58,17 @@ func (in *inbox) put(s *Session, p *packets.Publish) error {
 	if p.QoS > 0 {
 		in.unacked = append(in.unacked, q)
 	}
-	if in.topics == nil {
-		in.topics = map[string][]*inbound{}
+	if in.lanes == nil {
+		in.lanes = map[string][]*inbound{}
 	}
-	queue, known := in.topics[p.Topic]
-	in.topics[p.Topic] = append(queue, q)
+	lane := s.opts.Lane(p.Topic)
+	queue, known := in.lanes[lane]
+	in.lanes[lane] = append(queue, q)
 	in.waiting++
 	if known {
 		return nil
 	}
-	in.ready = append(in.ready, p.Topic)
+	in.ready = append(in.ready, lane)
 	if in.workers < deliveries {
 		in.workers++
 		in.wg.Go(func() { in.work(s) })
@@ -80,18 +81,18 @@ func (in *inbox) work(s *Session) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for len(in.ready) > 0 && s.work.Err() == nil {
-		topic := in.ready[0]
+		lane := in.ready[0]
 		in.ready = in.ready[1:]
-		q := in.topics[topic][0]
+		q := in.lanes[lane][0]
 		in.mu.Unlock()
 		settled := deliver(s.work, s.opts.Receive, q.p)
 		in.mu.Lock()
 		in.waiting--
-		if rest := in.topics[topic][1:]; len(rest) > 0 {
-			in.topics[topic] = rest
-			in.ready = append(in.ready, topic)
+		if rest := in.lanes[lane][1:]; len(rest) > 0 {
+			in.lanes[lane] = rest
+			in.ready = append(in.ready, lane)
 		} else {
-			delete(in.topics, topic)
+			delete(in.lanes, lane)
 		}
 		if q.settled = settled; settled {
 			in.acknowledge(s)

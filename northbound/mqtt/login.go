@@ -28,6 +28,7 @@ type Options struct {
 	SessionExpiry time.Duration // how long the broker keeps the session while nobody is connected; zero: a clean start each time
 	Window        int           // most publications in flight; zero: 4096. The broker's receive maximum lowers it.
 	MaxPacket     int           // largest packet to take; zero: 4 MiB
+	ReadBuffer    int           // octets; zero: 16 KiB
 	AckTimeout    time.Duration // longest wait for a confirmation while any is due; zero: a minute
 
 	// Method and Auth are the enhanced authentication of MQTT 5 section 4.12: Auth gives the authentication data,
@@ -39,8 +40,10 @@ type Options struct {
 	NoLocal bool // MQTT 5: what the session publishes does not come back to it
 
 	// Receive takes what the broker sends and returns nil once it is settled. It is called on goroutines of the session,
-	// for publications of one topic one after the other. Nil: everything is taken and forgotten.
+	// for publications of one lane one after the other. Nil: everything is taken and forgotten.
 	Receive func(ctx context.Context, p msg.Publication) error
+	// Lane gives what keeps publications in order: those with the same are received one by one. Nil: the topic.
+	Lane func(topic string) string
 
 	Now func() time.Time // the trusted clock; never nil
 
@@ -64,7 +67,7 @@ type Server struct {
 func Start(ctx context.Context, conn net.Conn, o Options) (*Session, error) {
 	o = o.withDefaults()
 	s := &Session{
-		opts: o, conn: conn, r: bufio.NewReaderSize(conn, 16<<10), codec: codecOf(o.Version),
+		opts: o, conn: conn, r: bufio.NewReaderSize(conn, o.ReadBuffer), codec: codecOf(o.Version),
 		gone: make(chan struct{}), kick: make(chan struct{}, 1), auths: make(chan *packets.Auth, 1),
 	}
 	s.room = sync.NewCond(&s.mu)
@@ -102,6 +105,9 @@ func (o Options) withDefaults() Options {
 	if o.MaxPacket == 0 {
 		o.MaxPacket = 4 << 20
 	}
+	if o.ReadBuffer == 0 {
+		o.ReadBuffer = 16 << 10
+	}
 	if o.AckTimeout == 0 {
 		o.AckTimeout = ackTimeout
 	}
@@ -110,6 +116,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Read == nil {
 		o.Read = new(atomic.Int64)
+	}
+	if o.Lane == nil {
+		o.Lane = func(topic string) string { return topic }
 	}
 	if o.Receive == nil {
 		o.Receive = func(context.Context, msg.Publication) error { return nil }

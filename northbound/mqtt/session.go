@@ -58,6 +58,7 @@ type Session struct {
 	pinged   time.Time // zero: no PINGREQ is unanswered
 	busy     bool      // the writer writes
 	closing  bool
+	leaving  error // why it is closing
 	end      error // why the session ends; nil while it is up
 	counters Counts
 }
@@ -195,6 +196,9 @@ func (s *Session) fail(err error) {
 		return
 	}
 	s.end = err
+	if s.leaving != nil {
+		s.end = s.leaving // the broker closes when it hears DISCONNECT
+	}
 	s.room.Broadcast()
 	s.stop() // keep closes the connection, which may take time
 }
@@ -237,6 +241,9 @@ func (s *Session) End(cause error) {
 	s.mu.Lock()
 	first := !s.closing && s.end == nil
 	s.closing = true
+	if first {
+		s.leaving = cause
+	}
 	s.room.Broadcast()
 	s.mu.Unlock()
 	if first {

@@ -33,7 +33,8 @@ func (k HMAC) MAC(_ context.Context, data []byte) ([]byte, error) {
 // Hub is an Azure IoT Hub in this process, named "localhost", with the device "gw1". It is also its Device Provisioning Service.
 type Hub struct {
 	*Broker
-	Key HMAC // of the device; nil: it shows a certificate with its id as common name
+	Key   HMAC // of the device; nil: it shows a certificate with its id as common name
+	Group bool // Key is that of an enrolment group: every device is known
 
 	services chan broker.Message
 	mu       sync.Mutex
@@ -105,29 +106,30 @@ func (h *Hub) admit(l *broker.Login) broker.Answer {
 	if l.Version != 4 {
 		return broker.Answer{Code: 0x84}
 	}
-	resource, policy := "localhost/devices/gw1", ""
-	if l.Username == "0ne00000A0A/registrations/gw1/api-version=2019-03-31" {
-		resource, policy = "0ne00000A0A/registrations/gw1", "registration"
-	} else if !strings.HasPrefix(l.Username, "localhost/gw1/?api-version=2021-04-12") {
+	id := l.ClientID
+	resource, policy := "localhost/devices/"+id, ""
+	if l.Username == "0ne00000A0A/registrations/"+id+"/api-version=2019-03-31" {
+		resource, policy = "0ne00000A0A/registrations/"+id, "registration"
+	} else if !strings.HasPrefix(l.Username, "localhost/"+id+"/?api-version=2021-04-12") {
 		return no
 	}
-	if l.ClientID != "gw1" || l.KeepAlive > 1177 {
+	if id == "" || id != "gw1" && !h.Group || strings.HasPrefix(id, "stranger") || l.KeepAlive > 1177 {
 		return no
 	}
 	if h.Key == nil {
-		if l.TLS == nil || len(l.TLS.PeerCertificates) == 0 || l.TLS.PeerCertificates[0].Subject.CommonName != "gw1" || len(l.Password) > 0 {
+		if l.TLS == nil || len(l.TLS.PeerCertificates) == 0 || l.TLS.PeerCertificates[0].Subject.CommonName != id || len(l.Password) > 0 {
 			return no
 		}
 		return broker.Answer{}
 	}
-	if !h.signed(string(l.Password), resource, policy) {
+	if !h.signed(string(l.Password), id, resource, policy) {
 		return no
 	}
 	return broker.Answer{}
 }
 
 // signed checks a shared access signature. It is written from its description, not from the connector.
-func (h *Hub) signed(token, resource, policy string) bool {
+func (h *Hub) signed(token, id, resource, policy string) bool {
 	rest, ok := strings.CutPrefix(token, "SharedAccessSignature ")
 	fields := map[string]string{}
 	for part := range strings.SplitSeq(rest, "&") {
@@ -141,7 +143,13 @@ func (h *Hub) signed(token, resource, policy string) bool {
 	if !ok || err1 != nil || err2 != nil || err3 != nil || err4 != nil || sr != resource || fields["skn"] != policy || time.Now().Unix() > se {
 		return false
 	}
-	mac := hmac.New(sha256.New, h.Key)
+	key := h.Key
+	if h.Group {
+		group := hmac.New(sha256.New, h.Key)
+		group.Write([]byte(id))
+		key = group.Sum(nil)
+	}
+	mac := hmac.New(sha256.New, key)
 	fmt.Fprintf(mac, "%s\n%d", fields["sr"], se)
 	h.mu.Lock()
 	h.expires = time.Unix(se, 0)
@@ -195,8 +203,11 @@ func (c *hubCloud) Received() (list []string) {
 }
 
 // Message sends a cloud-to-device message with the property bag.
-func (h *Hub) Message(bag, payload string) {
-	h.Publish(broker.Message{Topic: "devices/gw1/messages/devicebound/" + bag, Payload: []byte(payload), QoS: 1})
+func (h *Hub) Message(bag, payload string) { h.MessageTo("gw1", bag, payload) }
+
+// MessageTo is Message for any device.
+func (h *Hub) MessageTo(device, bag, payload string) {
+	h.Publish(broker.Message{Topic: "devices/" + device + "/messages/devicebound/" + bag, Payload: []byte(payload), QoS: 1})
 }
 
 // Call invokes a direct method and waits for its answer.

@@ -47,6 +47,8 @@ type Setup struct {
 	TooLarge  int    // octets of a payload that the platform does not take; 0: it takes any
 	// NoRefusals says that the platform cannot refuse one publication, as in MQTT 3.1.1.
 	NoRefusals bool
+	// Mends says that the session is made of several and mends its parts: it does not end when a connection does.
+	Mends bool
 	// NoMailbox says that commands which are sent while the gateway is away are lost.
 	NoMailbox bool
 }
@@ -290,8 +292,10 @@ func ended(t *testing.T, s northbound.Session) error {
 func lostIdle(t *testing.T, r *run) {
 	s := r.dial(t, &Downlink{})
 	r.Cloud.Drop()
-	ended(t, s)
-	s = r.dial(t, &Downlink{})
+	if !r.Mends {
+		ended(t, s)
+		s = r.dial(t, &Downlink{})
+	}
 	batch := r.batch("p", 10)
 	o := NewOutcome(len(batch))
 	if err := s.Send(t.Context(), batch, o.Done); err != nil {
@@ -473,7 +477,11 @@ func closeTwice(t *testing.T, r *run) {
 
 func sendAfterEnd(t *testing.T, r *run) {
 	s := r.dial(t, &Downlink{})
-	r.Cloud.Drop()
+	if r.Mends {
+		s.Close()
+	} else {
+		r.Cloud.Drop()
+	}
 	ended(t, s)
 	o := NewOutcome(5)
 	if err := s.Send(t.Context(), r.batch("p", 5), o.Done); err == nil {
@@ -573,7 +581,7 @@ func unsettled(t *testing.T, r *run) {
 		return errors.New("the mailbox's disk is full")
 	}})
 	r.Cloud.Command("c-0")
-	<-tried
+	Await(t, "the command to be tried", func() bool { return len(tried) > 0 })
 	s.Close()
 	d := &Downlink{Filters: []string{r.Filter}}
 	r.dial(t, d)
