@@ -56,7 +56,7 @@ func (b *broker) retain(m *message, origin *session) *store {
 	l := origin.home
 	origin.mu.Unlock()
 	if len(m.payload) == 0 {
-		old, _ := b.topics.keep(m.topic, nil, 0)
+		old := b.topics.clear(m.topic)
 		if old == nil || old.home == nil {
 			return nil
 		}
@@ -65,7 +65,7 @@ func (b *broker) retain(m *message, origin *session) *store {
 	}
 	kept := *m
 	kept.home = l.store
-	old, ok := b.topics.keep(m.topic, &kept, l.cfg.MaxRetained)
+	old, ok := b.topics.keep(&kept, l.cfg.MaxRetained, int64(l.cfg.MaxRetainedSize))
 	if !ok {
 		l.count.dropped.Add(1)
 		return nil

@@ -39,6 +39,8 @@ type Config struct {
 	MaxQueuedBytes   config.Size     `toml:"max_queued_size"`  // and their octets
 	MaxQueuedTotal   config.Size     `toml:"max_queued_total"` // octets that wait for all sessions
 	QueueFull        string          `toml:"queue_full"`       // "drop-new" (default) or "drop-old": counted, QoS 1 and 2 too
+	MaxRetainedSize  config.Size     `toml:"max_retained_size"`
+	MaxConnectRate   int             `toml:"max_connect_rate"` // connections per second and address; 0: no limit
 	MaxRetained      int             `toml:"max_retained"`     // retained messages of the listener
 }
 
@@ -49,7 +51,7 @@ func defaults() *Config {
 		ConnectTimeout: config.Duration(10 * time.Second), MaxKeepAlive: config.Duration(30 * time.Minute),
 		MaxConnections: 20000, MaxHalfOpen: 1000, MaxPacket: 256 << 10, ReceiveMaximum: 1000,
 		MaxSessions: 100, MaxSubscriptions: 100, MaxTopicLevels: 32, MaxSessionExpiry: config.Duration(7 * 24 * time.Hour),
-		MaxQueued: 1000, MaxQueuedBytes: 8 << 20, MaxQueuedTotal: 64 << 20, QueueFull: "drop-new", MaxRetained: 10000,
+		MaxQueued: 1000, MaxQueuedBytes: 8 << 20, MaxQueuedTotal: 64 << 20, QueueFull: "drop-new", MaxRetained: 10000, MaxRetainedSize: 64 << 20,
 	}
 }
 
@@ -102,6 +104,8 @@ func (c *Config) Check(s *config.Scope) {
 		"max_queued_size":   {int(c.MaxQueuedBytes), 1024, 1 << 30},
 		"max_queued_total":  {int(c.MaxQueuedTotal), 1024, 1 << 40},
 		"max_sessions":      {c.MaxSessions, 1, 1 << 20},
+		"max_retained_size": {int(c.MaxRetainedSize), 0, 1 << 40},
+		"max_connect_rate":  {c.MaxConnectRate, 0, 1 << 20},
 		"max_retained":      {c.MaxRetained, 0, 1 << 24},
 	} {
 		if v.value < v.low || v.value > v.high {

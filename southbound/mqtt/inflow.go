@@ -176,22 +176,24 @@ func (e *inbound) route() { // inflow.mu held
 		return
 	}
 	var stores []*store
+	if in := e.exactlyIn(); in != nil {
+		// What others hear and that this publish has been taken are one change: after a crash the client's copy of it
+		// is either new or known to all.
+		in.whole.RLock()
+		defer in.whole.RUnlock()
+		in.put(s.receivedKey(e.id), []byte{1})
+		stores = addStore(stores, in)
+	}
 	if e.message != nil {
-		heard, in := s.broker.route(e.message, s)
-		stores = in
+		heard, of := s.broker.route(e.message, s)
+		for _, in := range of {
+			stores = addStore(stores, in)
+		}
 		if heard > 0 {
 			e.code = packet.Success
 		} else if !e.uplink {
 			e.code = packet.NoMatchingSubscribers
 		}
-	}
-	if e.exactly != nil {
-		s.mu.Lock()
-		if s.durable() && !s.gone {
-			s.home.store.put(s.receivedKey(e.id), []byte{1})
-			stores = addStore(stores, s.home.store)
-		}
-		s.mu.Unlock()
 	}
 	if e.stores = len(stores); e.stores > 0 {
 		e.stage = atStore
@@ -199,6 +201,17 @@ func (e *inbound) route() { // inflow.mu held
 			in.sync(e.kept)
 		}
 	}
+}
+
+// exactlyIn gives the store that has to remember a QoS 2 publish, if one has to.
+func (e *inbound) exactlyIn() *store {
+	s := e.c.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.exactly == nil || !s.durable() || s.gone {
+		return nil
+	}
+	return s.home.store
 }
 
 // kept is what the store calls.

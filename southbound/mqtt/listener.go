@@ -58,7 +58,7 @@ const sweepEvery = 250 * time.Millisecond
 // Serve implements southbound.Listener.
 func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
 	l.up = up
-	l.lobby.limit = l.cfg.MaxHalfOpen
+	l.lobby.limit, l.lobby.rate = l.cfg.MaxHalfOpen, l.cfg.MaxConnectRate
 	if l.cfg.tls() {
 		t, err := l.tlsConfig(ctx)
 		if err != nil {
@@ -161,7 +161,7 @@ func (l *listener) accept(ctx context.Context, ln net.Listener) {
 		}
 		pause = 10 * time.Millisecond
 		l.count.accepted.Add(1)
-		if l.count.sessions.Load() >= int64(l.cfg.MaxConnections) {
+		if l.count.sessions.Load() >= int64(l.cfg.MaxConnections) || !l.lobby.within(nc, time.Now()) {
 			l.count.connectionsRefused.Add(1)
 			nc.Close()
 			continue

@@ -4,16 +4,41 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // lobby holds the connections that have not logged in yet. It is bounded: where it is full, the oldest connection from the
 // network that has the most there is closed, so that a flood costs the flooder before others.
 type lobby struct {
 	limit int
+	rate  int // connections per second and network; 0: no limit
 
 	mu     sync.Mutex
 	count  int                       // guarded by mu
 	guests map[netip.Prefix][]*guest // guarded by mu, by network, oldest first
+	rates  map[netip.Prefix]*bucket  // guarded by mu, by network
+}
+
+// manyRates is how many networks are remembered; beyond, all are forgotten and start anew.
+const manyRates = 10000
+
+// within tells whether one more connection from the network is within its rate.
+func (l *lobby) within(nc net.Conn, now time.Time) bool {
+	if l.rate == 0 {
+		return true
+	}
+	from := network(nc.RemoteAddr())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.rates[from]
+	if b == nil {
+		if l.rates == nil || len(l.rates) >= manyRates {
+			l.rates = map[netip.Prefix]*bucket{}
+		}
+		b = &bucket{}
+		l.rates[from] = b
+	}
+	return b.take(now, l.rate)
 }
 
 type guest struct {

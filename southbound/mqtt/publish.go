@@ -12,6 +12,9 @@ import (
 // aliasMaximum is how many topic aliases a client may use.
 const aliasMaximum = 64
 
+// maxTopic is how many octets a topic or filter may have: aliases, subscriptions and sessions hold them.
+const maxTopic = 2048
+
 // published takes a PUBLISH: a reply to a command, a report for the uplink, something for other devices, or both of these.
 func (c *conn) published(h packet.Header, body []byte) error {
 	var p packet.PublishPacket
@@ -101,7 +104,7 @@ func (c *conn) resolve(p *packet.PublishPacket) error {
 			if c.aliases == nil {
 				c.aliases = map[uint16]string{}
 			}
-			c.aliases[p.Props.TopicAlias] = string(p.Topic)
+			c.aliases[p.Props.TopicAlias] = string(p.Topic[:min(len(p.Topic), maxTopic+1)])
 		} else {
 			topic, ok := c.aliases[p.Props.TopicAlias]
 			if !ok {
@@ -112,8 +115,8 @@ func (c *conn) resolve(p *packet.PublishPacket) error {
 	}
 	if c.topic.topic != string(p.Topic) {
 		topic := string(p.Topic)
-		if strings.Count(topic, "/") >= c.l.cfg.MaxTopicLevels {
-			return &packet.Error{Code: packet.TopicNameInvalid, Why: "topic with more levels than allowed"}
+		if len(topic) > maxTopic || strings.Count(topic, "/") >= c.l.cfg.MaxTopicLevels {
+			return &packet.Error{Code: packet.TopicNameInvalid, Why: "topic longer or with more levels than allowed"}
 		}
 		c.topic = known{topic: topic, resource: "/" + topic}
 	}

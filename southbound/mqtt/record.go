@@ -153,7 +153,7 @@ func (b *broker) load(l *listener) error {
 			if cbor.Unmarshal(value, &r) == nil {
 				if m := r.message(); !m.expired(now) {
 					m.home = l.store
-					b.topics.keep(m.topic, m, math.MaxInt)
+					b.topics.keep(m, math.MaxInt, math.MaxInt64)
 					return nil
 				}
 			}

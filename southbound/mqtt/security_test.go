@@ -54,6 +54,28 @@ func TestFloodCostsTheFlooder(t *testing.T) {
 	}
 }
 
+func TestConnectRate(t *testing.T) {
+	b := southtest.Start(t, plain(func(c *Config) { c.MaxConnectRate = 3 }))
+	open := 0
+	for range 6 {
+		w := open5(t, b)
+		w.nc.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if _, err := packets5.ReadPacket(w.nc); err == nil {
+			open++
+		}
+	}
+	if open < 3 || open == 6 {
+		t.Errorf("%d of 6 connections in a row were let in, want 3 and those of the time it took", open)
+	}
+}
+
+// open5 connects and sends CONNECT, whatever comes of it.
+func open5(t *testing.T, b *southtest.Bench) *wire {
+	w := open(t, b)
+	_ = write(w.nc, &packets5.Connect{ProtocolName: "MQTT", ProtocolVersion: 5, CleanStart: true, Properties: &packets5.Properties{}})
+	return w
+}
+
 func TestLargeConnectIsNotRead(t *testing.T) {
 	b := southtest.Start(t, plain(nil))
 	w := open(t, b)

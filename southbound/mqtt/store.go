@@ -32,6 +32,9 @@ type store struct {
 	quit   chan struct{}
 	ended  chan struct{}
 
+	// whole is held for reading while changes are put that must be written together or not at all. It is taken before session.mu.
+	whole sync.RWMutex
+
 	mu      sync.Mutex
 	changes map[string][]byte   // guarded by mu: by key; nil deletes
 	waiting []func(error)       // guarded by mu: called once the changes so far are on disk
@@ -111,14 +114,18 @@ func (s *store) run() {
 }
 
 func (s *store) commit() {
+	s.whole.Lock()
 	s.mu.Lock()
 	changes, waiting, tell := s.changes, s.waiting, s.tell
-	if len(changes) == 0 && len(waiting) == 0 && len(tell) == 0 {
-		s.mu.Unlock()
+	some := len(changes) > 0 || len(waiting) > 0
+	if some {
+		s.changes, s.waiting, s.tell = map[string][]byte{}, nil, map[*session]uint64{}
+	}
+	s.mu.Unlock()
+	s.whole.Unlock()
+	if !some {
 		return
 	}
-	s.changes, s.waiting, s.tell = map[string][]byte{}, nil, map[*session]uint64{}
-	s.mu.Unlock()
 	err := s.write(changes)
 	if err != nil {
 		s.health.Set(&StoreFailing, err.Error())

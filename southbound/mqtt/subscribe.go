@@ -77,7 +77,7 @@ func (c *conn) mayHear(sub *subscription) packet.Code { // session.mu held
 	l, s := c.l, c.session
 	pattern := sub.pattern()
 	switch {
-	case !packet.ValidFilter(sub.filter), strings.Count(pattern, "/") >= l.cfg.MaxTopicLevels:
+	case !packet.ValidFilter(sub.filter), len(sub.filter) > maxTopic, strings.Count(pattern, "/") >= l.cfg.MaxTopicLevels:
 		return packet.TopicFilterInvalid
 	case s.subs[sub.filter] == nil && len(s.subs) >= l.cfg.MaxSubscriptions:
 		return packet.QuotaExceeded

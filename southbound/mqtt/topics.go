@@ -32,6 +32,7 @@ type topics struct {
 	mu       sync.RWMutex
 	root     level // guarded by mu
 	retained int   // guarded by mu: how many messages are retained
+	octets   int64 // guarded by mu: what they weigh
 }
 
 type level struct {
@@ -228,30 +229,43 @@ func (g *group) pick() (choice *subscription) {
 	return choice
 }
 
-// keep retains m on its topic and gives what was there; nil clears. It refuses (false) a new topic where limit is reached.
-func (t *topics) keep(topic string, m *message, limit int) (old *message, ok bool) {
+// keep retains m on its topic and gives what was there. It refuses (false) what goes beyond so many messages or octets.
+func (t *topics) keep(m *message, limit int, octets int64) (old *message, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if m == nil {
-		t.root.prune(topic, func(l *level) {
-			if old = l.retained; old != nil {
-				l.retained = nil
-				t.retained--
-			}
-		})
-		return old, true
-	}
-	l := t.root.reach(topic)
+	l := t.root.reach(m.topic)
 	old = l.retained
-	if old == nil {
-		if t.retained >= limit {
-			t.root.prune(topic, func(*level) {})
-			return nil, false
-		}
-		t.retained++
+	if old == nil && t.retained >= limit || t.octets+int64(m.size()) > octets {
+		t.root.prune(m.topic, func(*level) {})
+		return old, false
 	}
+	t.weigh(old, m)
 	l.retained = m
 	return old, true
+}
+
+// clear takes away what is retained on a topic and gives it.
+func (t *topics) clear(topic string) (old *message) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.root.prune(topic, func(l *level) {
+		old = l.retained
+		t.weigh(old, nil)
+		l.retained = nil
+	})
+	return old
+}
+
+// weigh counts one message in place of another.
+func (t *topics) weigh(old, m *message) { // t.mu held
+	if old != nil {
+		t.retained--
+		t.octets -= int64(old.size())
+	}
+	if m != nil {
+		t.retained++
+		t.octets += int64(m.size())
+	}
 }
 
 // kept calls visit for every retained message whose topic the filter matches.

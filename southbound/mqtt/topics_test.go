@@ -32,14 +32,14 @@ func TestFiltersMatchTopics(t *testing.T) {
 		if !tree.root.empty() {
 			t.Errorf("%q leaves something behind", c.filter)
 		}
-		tree.keep(c.topic, &message{topic: c.topic}, math.MaxInt)
+		tree.keep(&message{topic: c.topic}, math.MaxInt, math.MaxInt64)
 		n := 0
 		tree.kept(c.filter, func(*message) { n++ })
 		if (n == 1) != c.want {
 			t.Errorf("retained on %q, %q finds %d", c.topic, c.filter, n)
 		}
-		tree.keep(c.topic, nil, 0)
-		if !tree.root.empty() || tree.retained != 0 {
+		tree.clear(c.topic)
+		if !tree.root.empty() || tree.retained != 0 || tree.octets != 0 {
 			t.Errorf("%q leaves something behind", c.topic)
 		}
 	}
@@ -96,5 +96,19 @@ func TestOverlappingSubscriptionsAreMerged(t *testing.T) {
 	}
 	if slices.Sort(got[0].ids); !slices.Equal(got[0].ids, []uint32{1, 2}) {
 		t.Errorf("identifiers %v", got[0].ids)
+	}
+}
+
+func TestRetainedMessagesAreBounded(t *testing.T) {
+	var tree topics
+	keep := func(topic, payload string) bool {
+		_, ok := tree.keep(&message{topic: topic, payload: []byte(payload)}, 2, 1000)
+		return ok
+	}
+	if !keep("a", "1") || !keep("b", "2") || keep("c/d", "3") || !keep("a", "4") || keep("b", strings.Repeat("x", 1000)) {
+		t.Errorf("%d messages of %d octets", tree.retained, tree.octets)
+	}
+	if len(tree.root.next) != 2 || string(tree.clear("b").payload) != "2" || !keep("c/d", "5") {
+		t.Errorf("%d messages of %d octets", tree.retained, tree.octets)
 	}
 }
