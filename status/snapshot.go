@@ -43,14 +43,14 @@ type Snapshot struct {
 
 // Gateway is the process.
 type Gateway struct {
-	ID         string    `json:"id"`          // gateway.id of the file
-	Version    string    `json:"version"`     // of the program
-	Config     string    `json:"config"`      // path of the file in force
-	Started    time.Time `json:"started"`     // when this process started
-	Reloaded   time.Time `json:"reloaded"`    // when the file in force was taken over; zero: at start
-	StateBytes int64     `json:"state_bytes"` // size of the state directory on disk
-	RSSBytes   int64     `json:"rss_bytes"`   // memory of the process that is resident
-	Ready      bool      `json:"ready"`       // every listener is bound
+	ID         string    `json:"id"`                // gateway.id of the file
+	Version    string    `json:"version"`           // of the program
+	Config     string    `json:"config"`            // path of the file in force
+	Started    time.Time `json:"started"`           // when this process started
+	Reloaded   time.Time `json:"reloaded,omitzero"` // when the file in force was taken over; zero: at start
+	StateBytes int64     `json:"state_bytes"`       // size of the state directory on disk
+	RSSBytes   int64     `json:"rss_bytes"`         // memory of the process that is resident
+	Ready      bool      `json:"ready"`             // every listener is bound
 }
 
 // DeviceCount is how many devices there are.
@@ -110,13 +110,13 @@ type Connector struct {
 	Address   string            `json:"address,omitempty"`   // the cloud's endpoint
 	State     ConnectorState    `json:"state"`               //
 	Since     time.Time         `json:"since"`               // since when it is in this state
-	NextTry   time.Time         `json:"next_try"`            // when it dials again, while backing off; else zero
+	NextTry   time.Time         `json:"next_try,omitzero"`   // when it dials again, while backing off; else zero
 	LastError string            `json:"last_error"`          // why the last session or dial ended; kept after it is up again
-	LastFault time.Time         `json:"last_fault"`          // when that was; zero: never
+	LastFault time.Time         `json:"last_fault,omitzero"` // when that was; zero: never
 	InFlight  int               `json:"in_flight"`           // publications sent and not yet confirmed
 	Latency   time.Duration     `json:"latency_ns"`          // moving mean from send to confirmation; zero: none yet
 	Limits    northbound.Limits `json:"limits"`              // what the platform bears
-	TokenEnds time.Time         `json:"token_ends"`          // when the access token ends; zero: no token
+	TokenEnds time.Time         `json:"token_ends,omitzero"` // when the access token ends; zero: no token
 	Counters  map[string]int64  `json:"counters"`            // as the connector names them
 	Transport string            `json:"transport,omitempty"` // "MQTT 5, TLS 1.3, X25519MLKEM768"
 }
@@ -128,7 +128,7 @@ type Key struct {
 	Error   string        `json:"error,omitempty"` // why it cannot be used
 	Subject string        `json:"subject"`         // of its certificate; empty: none yet
 	Issuer  string        `json:"issuer"`          // of its certificate
-	Ends    time.Time     `json:"ends"`            // when its certificate ends; zero: no certificate
+	Ends    time.Time     `json:"ends,omitzero"`   // when its certificate ends; zero: no certificate
 }
 
 // DaysLeft gives the whole days until the key's certificate ends, negative after the end.
