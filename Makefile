@@ -8,7 +8,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS  = amd64 arm64 arm riscv64
 FUZZTIME  ?= 5s
 
-.PHONY: help build lint test test32 fuzz cross bench prove ci clean
+.PHONY: help build lint test test32 fuzz cross bench prove package boot ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,13 @@ bench: build ## speed and memory, as ratios against a peer in the same run
 prove: ## the heavy proofs: kills, power cuts, floods; one line per claim
 	DRAWBRIDGE_PROVE=1 go test -count 1 -timeout 60m -run 'Prove' -v ./... | grep -E '^(\s*prove:|---|ok|FAIL|panic)'
 
-ci: lint test test32 fuzz cross ## what must hold before a change lands
+package: ## deb and rpm for this machine's architecture, into dist/
+	packaging/build
+
+boot: package ## install the deb under a real systemd and live through the package's life
+	packaging/boot dist/*_$$(dpkg --print-architecture).deb
+
+ci: lint test test32 fuzz cross boot ## what must hold before a change lands
 
 clean: ## remove what was built
 	rm -rf drawbridge dist

@@ -147,7 +147,7 @@ func (a *app) keysVerb() *cobra.Command {
 	}
 	seal.Flags().StringVar(&with, "key", "", "the `name` of the key whose chip seals")
 
-	c.AddCommand(list, fresh, csr, imported, seal, a.keysAttest(), a.keysNeedsRenewal())
+	c.AddCommand(list, fresh, csr, imported, seal, a.keysAttest(), a.keysRotate(), a.keysNeedsRenewal())
 	return c
 }
 
@@ -175,6 +175,34 @@ func (a *app) keysAttest() *cobra.Command {
 	}
 	c.Flags().StringVar(&nonce, "nonce", "", "what the verifier has chosen, in hexadecimal, so that an old statement does not pass")
 	return c
+}
+
+func (a *app) keysRotate() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rotate NAME",
+		Short: "Make a new key beside the old one in the chip, and change over once it is certified",
+		Long: `With an EST server it is certified and taken over at once. Without one the certificate request of the new key is printed: have it signed, put the
+certificate where the old one is, and say rotate again. Until then the old key serves; what is sealed stays readable.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			cfg, _, err := load(a.config(), kinds())
+			if err != nil {
+				return err
+			}
+			return a.withKeys(c.Context(), args[0], func(ctx context.Context, ring *keyring.Ring) error {
+				r, err := ring.Rotate(ctx, args[0], keyring.Enrolment{Subject: pkix.Name{CommonName: cfg.Gateway.ID}})
+				if err != nil {
+					return err
+				}
+				if r.Done {
+					return a.done(nil, "%s\n", ring.Status(ctx, args[0]).URI)
+				}
+				fmt.Fprintf(a.err, "drawbridge: hint: have the request signed, put the certificate into %s, and say `drawbridge keys rotate %s` again\n", cfg.Keys[args[0]].Cert, args[0])
+				_, err = a.out.Write(r.CSR)
+				return err
+			})
+		},
+	}
 }
 
 func (a *app) keysNeedsRenewal() *cobra.Command {
