@@ -26,5 +26,18 @@
 // data. What the device publishes to the response topic, or to the command's topic followed by "/reply", before or up to two
 // seconds after its acknowledgement, is the reply.
 //
-// MQTT 3.1 (protocol name MQIsdp) is turned away with return code 1.
+// Sessions with an expiry, what is queued for them, QoS 2 states, retained messages and wills are kept in Env.State and outlive a crash of the
+// gateway and of its power. An acknowledgement waits for the disk with them.
+//
+// Where this differs from what some expect:
+//
+//   - MQTT 3.1 (protocol name MQIsdp) is turned away with return code 1.
+//   - A SUBSCRIBE that no rule allows is answered with 0x87 in MQTT 5, as the standard has it; the client of Eclipse
+//     Paho's interoperability suite takes 0x80 alone for a refusal.
+//   - Nothing is promised on the order of packets of different connections. The same suite subscribes on one connection and publishes on
+//     another without waiting for SUBACK; on a busy machine the publish may be handled first.
+//   - QoS 2 is exactly once between devices of one listener. When the gateway is killed while a publish is on its way to a session
+//     at another listener, that session may hear it twice; and so may the cloud, whose messages carry an id to tell them apart.
+//   - QoS 0 messages are not kept for clients that are away.
+//   - Topics and filters have at most 2048 octets; topics that begin with $ are not for devices to publish to each other.
 package mqtt
