@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -302,7 +303,7 @@ func (d *deadLetters) read(connector string, graves []grave, f func(msg.ID, lett
 	})
 }
 
-// graves reads ids; none stands for all that are there.
+// graves reads ids; none stands for all that are there, in the order in which they died (ids tell time to the millisecond alone).
 func (b *Bridge) graves(connector string, ids []string) (list []grave, err error) {
 	for _, s := range ids {
 		id, err := msg.ParseID(s)
@@ -314,9 +315,10 @@ func (b *Bridge) graves(connector string, ids []string) (list []grave, err error
 	if len(ids) > 0 {
 		return list, nil
 	}
-	err = b.dead.each(connector, msg.ID{}, func(id msg.ID, _ letter) bool {
-		list = append(list, grave{id: id})
+	err = b.dead.each(connector, msg.ID{}, func(id msg.ID, l letter) bool {
+		list = append(list, grave{id, l.Serial})
 		return true
 	})
+	slices.SortFunc(list, func(a, b grave) int { return cmp.Compare(a.serial, b.serial) })
 	return list, err
 }

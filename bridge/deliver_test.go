@@ -190,6 +190,7 @@ func TestTheMailboxOfADeviceThatSleeps(t *testing.T) {
 		if got := r.Snapshot().Mailboxes["bed-1"]; got != 3 {
 			t.Errorf("%d wait", got)
 		}
+		synctest.Wait() // it has been looked for once more
 		var told []msg.Message
 		r.field.connect("bed-1", answers(msg.Reply{Status: msg.Done, Code: "2.04"}, &told))
 		if reply := send("d"); reply.Status != msg.Queued {
@@ -232,6 +233,7 @@ func TestTheMailboxSurvivesARestart(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		synctest.Wait()
 		stop()
 		if err := r.Bridge.Close(); err != nil {
 			t.Fatal(err)
@@ -294,6 +296,7 @@ func TestADeviceThatFallsAsleepAgainKeepsItsMail(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		synctest.Wait() // it has been looked for once more
 		var told []string
 		r.field.connect("bed-1", func(ctx context.Context, m msg.Message) (msg.Reply, error) {
 			if len(told)%2 == 1 { // after each command it sleeps until it is woken again

@@ -62,6 +62,7 @@ func TestDeadLettersAreKeptOnceAndBounded(t *testing.T) {
 			Data: appendRecord(nil, &msg.Publication{Device: "d", Topic: "t", Payload: []byte(payload)}, false)}
 	}
 	first := entry("1")
+	first.ID = msg.NewID(time.Now().Add(-time.Second)) // within a millisecond ids are in no order
 	for range 3 {
 		if err := r.dead.bury("cloud", []burial{{first, "no"}}); err != nil {
 			t.Fatal(err)
