@@ -136,7 +136,7 @@ func send(t *testing.T, s northbound.Session, topic, payload string) error {
 		t.Fatal(err)
 	}
 	o.Await(t)
-	err, _ := o.Err(0)
+	_, err := o.Err(0)
 	return err
 }
 

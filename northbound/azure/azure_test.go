@@ -173,7 +173,7 @@ func send(t *testing.T, s northbound.Session, p msg.Publication) error {
 		t.Fatal(err)
 	}
 	o.Await(t)
-	err, _ := o.Err(0)
+	_, err := o.Err(0)
 	return err
 }
 

@@ -43,7 +43,7 @@ func TestEachDeviceReportsAsItself(t *testing.T) {
 	}
 	o.Await(t)
 	for i := range batch {
-		if err, _ := o.Err(i); msg.IsPermanent(err) != (batch[i].Device == "stranger") || err != nil && !msg.IsPermanent(err) {
+		if _, err := o.Err(i); msg.IsPermanent(err) != (batch[i].Device == "stranger") || err != nil && !msg.IsPermanent(err) {
 			t.Fatalf("%s: %v", batch[i].Payload, err)
 		}
 	}
@@ -103,7 +103,7 @@ func TestOneDevicesConnectionIsNothingToTheOthers(t *testing.T) {
 		h.Drop("th-1")
 		o.Await(t)
 		for i := range batch {
-			if err, n := o.Err(i); err != nil || n != 1 {
+			if n, err := o.Err(i); err != nil || n != 1 {
 				t.Fatalf("%s: %v, %d times", batch[i].Payload, err, n)
 			}
 		}

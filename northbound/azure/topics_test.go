@@ -1,6 +1,7 @@
 package azure
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/drawbridge/drawbridge/internal/msg"
@@ -35,7 +36,12 @@ func FuzzTopics(f *testing.F) {
 		if in.kind == unknown && in.bag != nil {
 			t.Fatal("a bag of nothing")
 		}
-		methodTopic(in.name)
+		if !strings.HasPrefix(methodTopic(in.name), "methods/") {
+			t.Fatal(in.name)
+		}
+		if laneOf(topic) == "" && topic != "" {
+			t.Fatal("no lane")
+		}
 		if _, a, err := readRegistration("200", body); err != nil && a.Hub != "" {
 			t.Fatal("an assignment and an error")
 		}

@@ -45,26 +45,22 @@ type Session struct {
 	kick   chan struct{} // wakes the writer
 	auths  chan *packets.Auth
 
-	mu       sync.Mutex
-	room     *sync.Cond // with mu: window, output buffer or the end has changed
-	out      bytes.Buffer
-	unwired  []confirm // QoS 0: done once they are written
-	slots    []slot    // by packet id; 0 is not used
-	free     []uint16  // packet ids, the longest unused first
-	swept    bool      // QoS 2: the broker holds nothing of an earlier session under our packet ids
-	acked    time.Time // when the platform last confirmed something, or the first of what is in flight was sent
-	sent     time.Time // last write
-	heard    time.Time // last packet read
-	pinged   time.Time // zero: no PINGREQ is unanswered
-	busy     bool      // the writer writes
-	closing  bool
-	leaving  error // why it is closing
-	end      error // why the session ends; nil while it is up
-	counters Counts
+	mu      sync.Mutex
+	room    *sync.Cond // with mu: window, output buffer or the end has changed
+	out     bytes.Buffer
+	unwired []confirm // QoS 0: done once they are written
+	slots   []slot    // by packet id; 0 is not used
+	free    []uint16  // packet ids, the longest unused first
+	swept   bool      // QoS 2: the broker holds nothing of an earlier session under our packet ids
+	acked   time.Time // when the platform last confirmed something, or the first of what is in flight was sent
+	sent    time.Time // last write
+	heard   time.Time // last packet read
+	pinged  time.Time // zero: no PINGREQ is unanswered
+	busy    bool      // the writer writes
+	closing bool
+	leaving error // why it is closing
+	end     error // why the session ends; nil while it is up
 }
-
-// Counts is what a session has moved.
-type Counts struct{ OctetsOut, OctetsIn int64 }
 
 // confirm is whom to tell about one publication.
 type confirm struct {

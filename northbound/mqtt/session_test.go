@@ -89,7 +89,7 @@ func TestSessionHonoursWhatConnackSays(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		for i := range batch {
-			if err, n := o.Err(i); n != 1 || msg.IsPermanent(err) != (i == 7) || err != nil != (i == 7) {
+			if n, err := o.Err(i); n != 1 || msg.IsPermanent(err) != (i == 7) || err != nil != (i == 7) {
 				t.Fatalf("publication %d: done %d times, %v", i, n, err)
 			}
 		}

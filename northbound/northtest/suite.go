@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -114,116 +113,11 @@ func (r *run) batch(prefix string, n int) []msg.Publication {
 	return list
 }
 
-// Downlink records what is delivered. Before, where not nil, decides on each.
-type Downlink struct {
-	Filters []string
-	Before  func(ctx context.Context, p msg.Publication) error
-
-	mu  sync.Mutex
-	got []msg.Publication
-}
-
-// Topics is northbound.Downlink's.
-func (d *Downlink) Topics() []string { return d.Filters }
-
-// Deliver is northbound.Downlink's.
-func (d *Downlink) Deliver(ctx context.Context, p msg.Publication) (msg.Reply, error) {
-	if d.Before != nil {
-		if err := d.Before(ctx, p); err != nil {
-			return msg.Reply{}, err
-		}
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.got = append(d.got, p)
-	return msg.Reply{Status: msg.Done}, nil
-}
-
-// Got gives what was delivered.
-func (d *Downlink) Got() []msg.Publication {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return slices.Clone(d.got)
-}
-
-func (d *Downlink) payloads() (list []string) {
-	for _, p := range d.Got() {
-		list = append(list, string(p.Payload))
-	}
-	return list
-}
-
-// Outcome gathers what Send reports.
-type Outcome struct {
-	mu     sync.Mutex
-	errs   []error
-	count  []int
-	change chan struct{}
-}
-
-// NewOutcome makes one for a batch of n.
-func NewOutcome(n int) *Outcome {
-	return &Outcome{errs: make([]error, n), count: make([]int, n), change: make(chan struct{}, 1)}
-}
-
-// Done is for Send.
-func (o *Outcome) Done(i int, err error) {
-	o.mu.Lock()
-	o.errs[i] = err
-	o.count[i]++
-	o.mu.Unlock()
-	select {
-	case o.change <- struct{}{}:
-	default:
-	}
-}
-
-// Err gives the outcome of one, and how often it was reported.
-func (o *Outcome) Err(i int) (err error, times int) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.errs[i], o.count[i]
-}
-
-func (o *Outcome) done() (n int) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, c := range o.count {
-		if c > 0 {
-			n++
-		}
-	}
-	return n
-}
-
-// Await waits until all are done.
-func (o *Outcome) Await(t testing.TB) {
-	t.Helper()
-	late := time.After(patience)
-	for o.done() < len(o.count) {
-		select {
-		case <-o.change:
-		case <-late:
-			t.Fatalf("%d of %d publications done", o.done(), len(o.count))
-		}
-	}
-}
-
-// Await waits until ok holds.
-func Await(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("waited in vain: ", what)
-		}
-	}
-}
-
 func (r *run) wellDone(t *testing.T, o *Outcome, except ...int) {
 	t.Helper()
 	o.Await(t)
 	for i := range o.count {
-		if err, n := o.Err(i); n != 1 || err != nil && !slices.Contains(except, i) {
+		if n, err := o.Err(i); n != 1 || err != nil && !slices.Contains(except, i) {
 			t.Fatalf("publication %d: done %d times, error %v", i, n, err)
 		}
 	}
@@ -333,7 +227,7 @@ func (r *run) untilDone(t *testing.T, s northbound.Session, batch []msg.Publicat
 		var rest []msg.Publication
 		var index []int
 		for i := range batch {
-			if _, n := o.Err(i); n == 0 {
+			if n, _ := o.Err(i); n == 0 {
 				rest, index = append(rest, batch[i]), append(index, i)
 			}
 		}
@@ -380,7 +274,7 @@ func refused(t *testing.T, r *run) {
 		t.Fatal(err)
 	}
 	r.wellDone(t, o, 3)
-	if err, _ := o.Err(3); !msg.IsPermanent(err) {
+	if _, err := o.Err(3); !msg.IsPermanent(err) {
 		t.Fatalf("refused for good, but not permanent: %v", err)
 	}
 	if s.Context().Err() != nil {
@@ -402,7 +296,7 @@ func busy(t *testing.T, r *run) {
 		t.Fatal(err)
 	}
 	r.wellDone(t, o, 3)
-	if err, _ := o.Err(3); err == nil || msg.IsPermanent(err) {
+	if _, err := o.Err(3); err == nil || msg.IsPermanent(err) {
 		t.Fatalf("refused for now: %v", err)
 	}
 	again := NewOutcome(1)
@@ -423,7 +317,7 @@ func oddOne(t *testing.T, r *run, spoil func(p *msg.Publication)) {
 		t.Fatal(err)
 	}
 	r.wellDone(t, o, 2)
-	if err, _ := o.Err(2); !msg.IsPermanent(err) {
+	if _, err := o.Err(2); !msg.IsPermanent(err) {
 		t.Fatalf("not permanent: %v", err)
 	}
 	if s.Context().Err() != nil {
