@@ -107,6 +107,8 @@ func (l *log) append(r *Record, done func(Pos, error)) error {
 	if b.end >= l.s.maxBatch || len(b.done) >= maxCount {
 		b.full = true
 		l.ready.Signal()
+	} else if len(b.done) == l.want {
+		l.ready.Signal()
 	}
 	return nil
 }

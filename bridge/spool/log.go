@@ -3,7 +3,6 @@ package spool
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -30,8 +29,10 @@ type log struct {
 	queue   []*batch // to be committed; the last is open unless it is full
 	spare   []*batch // to be used again
 	waiting int
-	count   int           // records of the newest commit
+	crowd   int           // how many seem to append at a time
 	sync    time.Duration // of the newest commit
+	landing time.Time     // when that was done
+	want    int           // records that the next one waits for
 	refuse  time.Time     // until then there is no room
 	cause   error         // why there was none
 
@@ -199,29 +200,31 @@ func (l *log) take() *batch {
 	}
 }
 
-// gather waits a little for company: as long as the user asked for, or else while those who were told of the
-// last commit come back, which takes them less than a flush takes.
+// gather waits a little for company: as long as the user asked for, or else until those have come back who were told of the
+// last commit, but no longer than half a flush takes, and not where it is the first for a while.
 func (l *log) gather(b *batch) {
-	if linger := l.s.o.Linger; linger > 0 {
-		for left := linger - time.Since(b.opened); left > 0 && !b.full && !l.s.closing; left = linger - time.Since(b.opened) {
-			t := time.AfterFunc(left, l.ready.Signal)
-			l.ready.Wait()
-			t.Stop()
+	wait := l.s.o.Linger - time.Since(b.opened)
+	l.want = maxCount
+	if l.s.o.Linger == 0 {
+		if time.Since(l.landing) > l.sync {
+			return
 		}
+		wait, l.want = min(l.sync/2, time.Millisecond), l.crowd
+	}
+	if len(b.done) >= l.want || wait <= 0 {
 		return
 	}
-	start, limit, want := time.Now(), min(l.sync/2, time.Millisecond), len(b.done)+l.count
-	for still := 0; still < 3 && len(b.done) < want && !b.full && time.Since(start) < limit; {
-		n := len(b.done)
-		l.s.mu.Unlock()
-		runtime.Gosched()
+	late := false
+	t := time.AfterFunc(wait, func() {
 		l.s.mu.Lock()
-		if len(b.done) == n {
-			still++
-		} else {
-			still = 0
-		}
+		defer l.s.mu.Unlock()
+		late = true
+		l.ready.Signal()
+	})
+	for !late && len(b.done) < l.want && !b.full && !l.s.closing {
+		l.ready.Wait()
 	}
+	t.Stop()
 }
 
 // commit writes a batch to the newest segment, or to the next one. What fails there is written once more to another.
@@ -343,7 +346,12 @@ func (l *log) landed(b *batch, seg *segment, took time.Duration) {
 	s.written += int64(b.frame.span)
 	s.syncs.add(took)
 	if len(b.done) > 0 {
-		l.count, l.sync = len(b.done), took
+		l.sync, l.landing = took, time.Now()
+		crowd := len(b.done)
+		for _, next := range l.queue {
+			crowd += len(next.done)
+		}
+		l.crowd = max(crowd, l.crowd-(l.crowd+7)/8) // some may be on their way
 		s.full = false
 		l.refuse = time.Time{}
 	}
