@@ -85,16 +85,15 @@ func (s *Session) Server() Server { return s.server }
 func (s *Session) Send(ctx context.Context, batch []msg.Publication, done func(i int, err error)) error {
 	defer context.AfterFunc(ctx, s.wake)()
 	for i := range batch {
-		p, err := s.outgoing(&batch[i])
-		if err == nil {
-			err = s.post(ctx, p, slot{confirm: confirm{done, i}})
+		p, refused := s.outgoing(&batch[i])
+		if refused == nil {
+			var over error
+			if refused, over = s.post(ctx, p, slot{confirm: confirm{done, i}}); over != nil {
+				return over
+			}
 		}
-		switch {
-		case err == nil:
-		case msg.IsPermanent(err):
-			done(i, err)
-		default:
-			return err
+		if refused != nil {
+			done(i, refused)
 		}
 	}
 	return nil
@@ -106,8 +105,8 @@ func (s *Session) wake() {
 	s.mu.Unlock()
 }
 
-// post puts p in line once there is room for it. An error that is not permanent says that the session or ctx has ended.
-func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) error {
+// post puts p in line once there is room for it. refused says that this publication cannot be sent, over that the session or ctx has ended.
+func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) (refused, over error) {
 	s.mu.Lock()
 	for s.end == nil && !s.closing && ctx.Err() == nil && (s.out.Len() >= outMax || p.QoS > 0 && len(s.free) == 0) {
 		s.room.Wait()
@@ -116,10 +115,10 @@ func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) error {
 	case s.end != nil || s.closing:
 		s.mu.Unlock()
 		<-s.ctx.Done()
-		return context.Cause(s.ctx)
+		return nil, context.Cause(s.ctx)
 	case ctx.Err() != nil:
 		s.mu.Unlock()
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	defer s.mu.Unlock()
 	if p.QoS > 0 {
@@ -127,17 +126,17 @@ func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) error {
 	}
 	if p.QoS == 2 {
 		if err := s.sweep(); err != nil {
-			return msg.Permanent(err)
+			return msg.Permanent(err), nil
 		}
 	}
 	before := s.out.Len()
 	if err := s.codec.encode(&s.out, p); err != nil {
 		s.out.Truncate(before)
-		return msg.Permanent(err)
+		return msg.Permanent(err), nil
 	}
 	if n := s.out.Len() - before; n > s.server.MaxPacket {
 		s.out.Truncate(before)
-		return msg.Permanent(fmt.Errorf("a packet of %d octets: the broker takes %d at most", n, s.server.MaxPacket))
+		return msg.Permanent(fmt.Errorf("a packet of %d octets: the broker takes %d at most", n, s.server.MaxPacket)), nil
 	}
 	if p.QoS == 0 {
 		s.unwired = append(s.unwired, to.confirm)
@@ -149,7 +148,7 @@ func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) error {
 		s.slots[p.PacketID] = to
 	}
 	s.flush()
-	return nil
+	return nil, nil
 }
 
 // sweep releases what an earlier session may have left at the broker under our packet ids: a QoS 2 publication under such an id would

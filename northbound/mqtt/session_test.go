@@ -345,3 +345,22 @@ func TestEmptyPayloadArrives(t *testing.T) {
 		})
 	}
 }
+
+func TestWhatEndsTheCallerIsNoRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := broker.New(broker.Options{Published: func(string, broker.Message) broker.Verdict { return broker.Verdict{Mute: true} }})
+		s := pipe(t, b, mqtt.Options{Window: 1})
+		ctx, cancel := context.WithCancelCause(t.Context())
+		o := northtest.NewOutcome(3)
+		time.AfterFunc(time.Second, func() { cancel(msg.Permanent(errors.New("every message is refused"))) })
+		batch := []msg.Publication{{Topic: "a", QoS: 1}, {Topic: "a", QoS: 1}, {Topic: "a", QoS: 1}}
+		if err := s.Send(ctx, batch, o.Done); err == nil {
+			t.Fatal("no error")
+		}
+		for i := range batch {
+			if n, err := o.Err(i); n != 0 {
+				t.Fatalf("publication %d was done: %v", i, err)
+			}
+		}
+	})
+}
