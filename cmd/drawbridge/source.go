@@ -115,6 +115,8 @@ func (s *source) Snapshot() status.Snapshot {
 		Ledger:   b.Ledger,
 		Chips:    s.gateway.keys.Queues(),
 	}
+	snap.Outcomes = map[string]int64{"accepted": b.Accepted, "filtered": b.Filtered}
+	maps.Copy(snap.Outcomes, b.Refused)
 	for _, n := range b.Mailboxes {
 		snap.Devices.Queued += n
 	}
@@ -289,7 +291,7 @@ func (s *source) DeadLetters(_ context.Context, connector string, limit int) (li
 		}
 		for _, l := range letters {
 			list = append(list, status.DeadLetter{ID: l.ID, Connector: l.Connector, Route: l.Route, Device: l.Device, Topic: l.Topic,
-				Reason: l.Reason, Accepted: l.Time, Died: l.Since})
+				Reason: l.Reason, Accepted: l.Time, Died: l.Since, Size: l.Size})
 		}
 	}
 	return list, nil
