@@ -92,21 +92,21 @@ func (c *Config) Check(s *config.Scope) {
 	if c.DeviceCRL != "" && c.DeviceCA == "" {
 		s.Errorf("device_crl", "device_crl without device_ca")
 	}
-	for key, v := range map[string]struct{ value, low, high int }{
-		"max_connections":   {c.MaxConnections, 1, 1 << 20},
-		"max_half_open":     {c.MaxHalfOpen, 1, 1 << 20},
-		"max_packet":        {int(c.MaxPacket), 1024, 268435455},
-		"receive_maximum":   {c.ReceiveMaximum, 1, 65535},
-		"max_rate":          {c.MaxRate, 0, 1 << 20},
-		"max_subscriptions": {c.MaxSubscriptions, 1, 1 << 20},
-		"max_topic_levels":  {c.MaxTopicLevels, 1, 1000},
-		"max_queued":        {c.MaxQueued, 1, 60000},
-		"max_queued_size":   {int(c.MaxQueuedBytes), 1024, 1 << 30},
-		"max_queued_total":  {int(c.MaxQueuedTotal), 1024, 1 << 40},
-		"max_sessions":      {c.MaxSessions, 1, 1 << 20},
-		"max_retained_size": {int(c.MaxRetainedSize), 0, 1 << 40},
-		"max_connect_rate":  {c.MaxConnectRate, 0, 1 << 20},
-		"max_retained":      {c.MaxRetained, 0, 1 << 24},
+	for key, v := range map[string]struct{ value, low, high int64 }{
+		"max_connections":   {int64(c.MaxConnections), 1, 1 << 20},
+		"max_half_open":     {int64(c.MaxHalfOpen), 1, 1 << 20},
+		"max_packet":        {int64(c.MaxPacket), 1024, 268435455},
+		"receive_maximum":   {int64(c.ReceiveMaximum), 1, 65535},
+		"max_rate":          {int64(c.MaxRate), 0, 1 << 20},
+		"max_subscriptions": {int64(c.MaxSubscriptions), 1, 1 << 20},
+		"max_topic_levels":  {int64(c.MaxTopicLevels), 1, 1000},
+		"max_queued":        {int64(c.MaxQueued), 1, 60000},
+		"max_queued_size":   {int64(c.MaxQueuedBytes), 1024, 1 << 30},
+		"max_queued_total":  {int64(c.MaxQueuedTotal), 1024, 1 << 40},
+		"max_sessions":      {int64(c.MaxSessions), 1, 1 << 20},
+		"max_retained_size": {int64(c.MaxRetainedSize), 0, 1 << 40},
+		"max_connect_rate":  {int64(c.MaxConnectRate), 0, 1 << 20},
+		"max_retained":      {int64(c.MaxRetained), 0, 1 << 24},
 	} {
 		if v.value < v.low || v.value > v.high {
 			s.Errorf(key, "%s: %d is not between %d and %d", key, v.value, v.low, v.high)
