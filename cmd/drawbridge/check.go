@@ -1,16 +1,21 @@
 package main
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/drawbridge/drawbridge/bridge"
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/northbound"
 )
 
 func (a *app) checkVerb() *cobra.Command {
@@ -52,6 +57,9 @@ func load(path string, k builtin) (*config.Config, *bridge.Table, error) {
 	if err := config.Join(err, wrong, checkURIs(cfg)); err != nil {
 		return nil, nil, err
 	}
+	if err := table.CheckLimits(cfg, limits(cfg, k)); err != nil {
+		return nil, nil, err
+	}
 	return cfg, table, nil
 }
 
@@ -68,3 +76,29 @@ func checkURIs(cfg *config.Config) error {
 	}
 	return config.Join(errs...)
 }
+
+// limits asks the types of the connectors what their platforms bear, without reaching them or any key.
+func limits(cfg *config.Config, k builtin) map[string]northbound.Limits {
+	all := map[string]northbound.Limits{}
+	for name, c := range cfg.Connectors {
+		built, err := k.connectors[c.Type].Open(northbound.Env{
+			Name: name, Gateway: cfg.Gateway.ID, Log: slog.New(slog.DiscardHandler), Keys: noKeys{}, Now: time.Now,
+		}, c.Own)
+		if err != nil {
+			continue // what stands in its way is told when it is opened in earnest
+		}
+		if l, ok := built.(northbound.Limited); ok {
+			all[name] = l.Limits()
+		}
+	}
+	return all
+}
+
+// noKeys is a key ring for connectors that will not be dialled.
+type noKeys struct{}
+
+var errNoKeys = errors.New("keys are not opened for a check")
+
+func (noKeys) Certificate(context.Context, string) (*tls.Certificate, error) { return nil, errNoKeys }
+func (noKeys) MAC(context.Context, string) (hwcrypto.MACer, error)           { return nil, errNoKeys }
+func (noKeys) Secret(context.Context, string) ([]byte, error)                { return nil, errNoKeys }

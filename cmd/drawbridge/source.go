@@ -175,7 +175,8 @@ func field[T any](own any, key string) (value T) {
 }
 
 func connectorStatus(p *plan, c bridge.ConnectorStatus) status.Connector {
-	out := status.Connector{Name: c.Name, State: connectorStates[c.State], Since: c.Since, NextTry: c.Next, LastError: c.LastError}
+	out := status.Connector{Name: c.Name, State: connectorStates[c.State], Since: c.Since, NextTry: c.Next, LastError: c.LastError,
+		LastFault: c.LastFault, InFlight: c.InFlight, Latency: c.Latency}
 	built := p.connectors[c.Name]
 	if built == nil {
 		out.LastError = "not in the configuration any more; what waits for it expires with spool.max_age"
