@@ -20,6 +20,9 @@ import (
 // errSilent says that a device has not acknowledged a command within MAX_TRANSMIT_WAIT. It may have been carried out.
 var errSilent = errors.New("device does not answer")
 
+// wakeful is how long a sleepy device is taken to listen after it has spoken. Later the mailbox keeps its commands until it speaks again.
+const wakeful = 10 * time.Second
+
 // maxCommands is how many commands may wait for one device.
 const maxCommands = 16
 
@@ -91,6 +94,10 @@ func (l *listener) Deliver(ctx context.Context, m msg.Message) (msg.Reply, error
 		return msg.Reply{}, southbound.ErrNotHere
 	}
 	s := list[len(list)-1]
+	if s.id.Sleepy && t.now.Sub(s.seen) > wakeful {
+		l.end(t)
+		return msg.Reply{}, southbound.ErrNotHere
+	}
 	k := s.speak()
 	if len(k.commands) >= maxCommands {
 		l.end(t)

@@ -11,7 +11,9 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 
+	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/southbound"
 )
 
 // deliver hands a command over and gives the outcome later.
@@ -135,6 +137,27 @@ func TestCommandEndsWithItsContext(t *testing.T) {
 	w.take()
 	if list := w.pass(100 * time.Second); len(list) != 0 {
 		t.Errorf("repeated after its end: %v", list)
+	}
+}
+
+// A sleepy device hears commands for a while after it has spoken; then the mailbox is to keep them.
+func TestCommandToASleepyDevice(t *testing.T) {
+	w := newWire(t, nil)
+	w.feed([]byte{0x40, 0, 0, 1})
+	w.l.mu.Lock()
+	s := w.l.byDevice["anonymous"][0]
+	s.id = &auth.Identity{Device: "anonymous", Sleepy: true}
+	s.seen = time.Now().Add(-2 * wakeful)
+	w.l.mu.Unlock()
+	if _, err := w.l.Deliver(t.Context(), setpoint("21")); !errors.Is(err, southbound.ErrNotHere) {
+		t.Errorf("asleep: %v", err)
+	}
+	w.l.mu.Lock()
+	s.seen = time.Now()
+	w.l.mu.Unlock()
+	w.deliver(setpoint("21"))
+	if list := w.take(); len(list) != 1 {
+		t.Errorf("awake: sent %v", list)
 	}
 }
 
