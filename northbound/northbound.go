@@ -81,6 +81,19 @@ type Examined interface {
 	Examine(ctx context.Context, step func(Step))
 }
 
+// Enroller is the ability of a connector to have its key certified by its own platform.
+type Enroller interface {
+	// Enroll shows the platform a certificate signing request (PEM) for Enrolment.Key.
+	Enroll(ctx context.Context, csr []byte) (Enrolment, error)
+}
+
+// Enrolment is what a platform gave.
+type Enrolment struct {
+	Key         string // [key.NAME] that was certified
+	Certificate []byte // PEM chain
+	Note        string // for a person: "thing plant7-gw1"
+}
+
 // Counters is as in southbound.
 type Counters interface{ Counters() map[string]int64 }
 
