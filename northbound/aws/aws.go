@@ -9,6 +9,8 @@
 //   - "sigv4": MQTT over WebSocket at port 443, signed with temporary credentials, which come from STS for a token of [token.NAME]
 //     (AssumeRoleWithWebIdentity) or from the IoT credentials provider for the certificate of key.
 //
+// With claim_key and template the connector enrols: fleet provisioning certifies key for a request that is signed in its chip.
+//
 // Reserved topics, for routes to use as any other:
 //   - $aws/things/THING/shadow[/name/NAME]/update as an uplink's topic reports state: a payload that is no shadow request is wrapped
 //     as {"state":{"reported":...}}, and the report is confirmed when the shadow has accepted it, not when the broker has it;
@@ -72,6 +74,10 @@ type Config struct {
 	TokenKey   string `toml:"token_key"`   // for "authorizer": the name of the token's parameter; empty: the token is the password
 	SigningKey string `toml:"signing_key"` // for "authorizer": [key.NAME] whose RSA signature of the token proves it
 
+	ClaimKey   string            `toml:"claim_key"`  // [key.NAME] of the claim certificate that fleet provisioning logs in with
+	Template   string            `toml:"template"`   // of fleet provisioning
+	Parameters map[string]string `toml:"parameters"` // for the template
+
 	Region      string `toml:"region"`
 	RoleARN     string `toml:"role_arn"`   // for "sigv4" with token
 	STS         string `toml:"sts"`        // URL; empty: the region's
@@ -90,6 +96,7 @@ key      = "identity"               # certificate registered with AWS IoT
 #keep_alive     = "5m"
 #session_expiry = "1h"              # how long AWS keeps commands for us; at most "168h"
 #rate           = 100               # publications per second
+#claim_key      = ""                # with template: fleet provisioning, the key is certified by AWS
 #basic_ingest   = ""                # a rule's name: reports go to it without the price of the broker
 
 [[uplink]]
@@ -130,7 +137,7 @@ func (c *Config) Check(s *config.Scope) {
 	}
 	s.OneOf("auth", c.Auth, "x509", "authorizer", "sigv4")
 	c.checkLogin(s)
-	for key, name := range map[string]string{"key": c.Key, "signing_key": c.SigningKey} {
+	for key, name := range map[string]string{"key": c.Key, "signing_key": c.SigningKey, "claim_key": c.ClaimKey} {
 		if name != "" {
 			s.Key(key, name)
 		}
@@ -155,6 +162,9 @@ func (c *Config) Check(s *config.Scope) {
 	}
 	if c.Rate <= 0 {
 		s.Errorf("rate", "rate: it must be more than 0")
+	}
+	if (c.ClaimKey == "") != (c.Template == "") {
+		s.Errorf("template", "template: fleet provisioning needs claim_key and template")
 	}
 	if strings.ContainsAny(c.BasicIngest, "/#+ ") {
 		s.Errorf("basic_ingest", "basic_ingest: %q is not the name of a rule", c.BasicIngest)

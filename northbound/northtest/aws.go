@@ -6,9 +6,11 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"maps"
 	"net/http"
@@ -71,7 +73,7 @@ func NewAWS(t testing.TB, alpn string) *AWS {
 		config.ClientAuth = tls.NoClientCert
 	}
 	a.Listen(t, config)
-	stop := a.Watch("$aws/things/#", func(m broker.Message) {
+	stop := a.Watch("$aws/#", func(m broker.Message) {
 		if m.From != "" {
 			a.services <- m
 		}
@@ -242,7 +244,11 @@ func (a *AWS) Issued() int {
 func (a *AWS) serve(m broker.Message) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if prefix, op, ok := strings.Cut(m.Topic, "/update"); ok && op == "" && strings.Contains(prefix, "/shadow") {
+	if m.Topic == "$aws/certificates/create-from-csr/json" {
+		a.certify(m)
+	} else if m.Topic == "$aws/provisioning-templates/plant/provision/json" {
+		a.register(m)
+	} else if prefix, op, ok := strings.Cut(m.Topic, "/update"); ok && op == "" && strings.Contains(prefix, "/shadow") {
 		a.update(prefix, m.Payload)
 	} else if prefix, ok := strings.CutSuffix(m.Topic, "/get"); ok && strings.Contains(prefix, "/shadow") {
 		a.get(prefix)
@@ -400,4 +406,46 @@ func (a *AWS) job(thing, op string, m broker.Message) {
 		return
 	}
 	a.reply(m.Topic+"/rejected", map[string]any{"code": "InvalidStateTransition", "message": "no", "clientToken": r.Token})
+}
+
+const ownership = "northtest ownership token"
+
+// certify is CreateCertificateFromCsr.
+func (a *AWS) certify(m broker.Message) {
+	var r struct{ CertificateSigningRequest string }
+	json.Unmarshal(m.Payload, &r)
+	block, _ := pem.Decode([]byte(r.CertificateSigningRequest))
+	if block == nil {
+		a.reply(m.Topic+"/rejected", map[string]any{"statusCode": 400, "errorCode": "InvalidCertificateSigningRequest", "errorMessage": "no PEM"})
+		return
+	}
+	request, err := x509.ParseCertificateRequest(block.Bytes)
+	if err == nil {
+		err = request.CheckSignature()
+	}
+	var der []byte
+	if err == nil {
+		der, err = a.CA.Sign(request.PublicKey, broker.Subject{Name: "AWS IoT Certificate"})
+	}
+	if err != nil {
+		a.reply(m.Topic+"/rejected", map[string]any{"statusCode": 400, "errorCode": "InvalidCertificateSigningRequest", "errorMessage": err.Error()})
+		return
+	}
+	a.reply(m.Topic+"/accepted", map[string]any{
+		"certificateOwnershipToken": ownership, "certificateId": "1",
+		"certificatePem": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+	})
+}
+
+// register is RegisterThing.
+func (a *AWS) register(m broker.Message) {
+	var r struct {
+		Token      string `json:"certificateOwnershipToken"`
+		Parameters map[string]string
+	}
+	if json.Unmarshal(m.Payload, &r) != nil || r.Token != ownership || r.Parameters["serial"] == "" {
+		a.reply(m.Topic+"/rejected", map[string]any{"statusCode": 403, "errorCode": "AccessDenied", "errorMessage": "serial is missing"})
+		return
+	}
+	a.reply(m.Topic+"/accepted", map[string]any{"thingName": "plant7-" + r.Parameters["serial"]})
 }
