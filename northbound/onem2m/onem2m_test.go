@@ -1,0 +1,63 @@
+package onem2m_test
+
+import (
+	"crypto/tls"
+	"testing"
+
+	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/internal/health"
+	"github.com/drawbridge/drawbridge/northbound"
+	"github.com/drawbridge/drawbridge/northbound/northtest"
+	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
+	"github.com/drawbridge/drawbridge/northbound/onem2m"
+)
+
+// connector makes one towards a CSE, and gives what it reports its problems to.
+func connector(t testing.TB, c *northtest.CSE, url string, change func(*northbound.Env, *onem2m.Config)) (northbound.Connector, *health.Tracker) {
+	t.Helper()
+	ring := &northtest.Keys{
+		Certificates: map[string]tls.Certificate{"identity": c.CA.Certificate(t, broker.Subject{Name: "localhost", Hosts: northtest.Loopback})},
+		Secrets:      map[string]string{"file:kpsa": "0123456789abcdef"},
+	}
+	env, tracker := northtest.Env(t, ring)
+	cfg := onem2m.Kind().Config().(*onem2m.Config)
+	cfg.URL, cfg.CSE, cfg.CA, cfg.Key = url, "/id-in/cse-in", config.Path(c.CA.File(t)), "identity"
+	if change != nil {
+		change(&env, cfg)
+	}
+	conn, err := onem2m.Kind().Open(env, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn, tracker
+}
+
+// bindings are the ways to a CSE.
+var bindings = map[string]struct {
+	serve  func(c *northtest.CSE) string
+	change func(*northbound.Env, *onem2m.Config)
+	mends  bool
+}{
+	"HTTP": {(*northtest.CSE).ServeHTTP, nil, true},
+}
+
+func TestConnector(t *testing.T) {
+	for name, b := range bindings {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			northtest.TestConnector(t, func(t *testing.T) northtest.Setup {
+				c := northtest.NewCSE(t)
+				conn, _ := connector(t, c, b.serve(c), func(e *northbound.Env, cfg *onem2m.Config) {
+					cfg.MBS = 1000
+					if b.change != nil {
+						b.change(e, cfg)
+					}
+				})
+				return northtest.Setup{
+					Connector: conn, Cloud: c.Cloud("gw1/cmd/gw1/x"), Topic: "dt/gw1/x", Filter: "cmd/gw1/#", TooLarge: 1001,
+					Mends: b.mends, PerDevice: true,
+				}
+			})
+		})
+	}
+}

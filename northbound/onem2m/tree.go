@@ -1,0 +1,359 @@
+package onem2m
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/drawbridge/drawbridge/internal/msg"
+)
+
+// entity is an AE that is registered.
+type entity struct {
+	name    string
+	id      string // AE-ID: the originator of its requests
+	address string // SP-relative
+	acp     string // resource id of the policy of its containers; empty: the CSE's own
+}
+
+// tree is what the session knows to be at the CSE.
+type tree struct {
+	mu       sync.Mutex
+	entities map[string]*entity     // guarded by mu: by name
+	there    map[string]bool        // guarded by mu: containers by address
+	locks    map[string]*sync.Mutex // guarded by mu: by the AE's name, held while something is made below it
+	expires  time.Time              // guarded by mu: when the first of the registrations ends
+}
+
+func (t *tree) init() {
+	t.entities, t.there, t.locks = map[string]*entity{}, map[string]bool{}, map[string]*sync.Mutex{}
+}
+
+// making gives the mutex of what is made below an AE.
+func (t *tree) making(name string) *sync.Mutex {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.locks[name] == nil {
+		t.locks[name] = &sync.Mutex{}
+	}
+	return t.locks[name]
+}
+
+func (t *tree) has(address string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.there[address]
+}
+
+func (t *tree) add(address string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.there[address] = true
+}
+
+// forget lets a container and those above it be looked for again.
+func (t *tree) forget(address string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for a := range t.there {
+		if a == address || strings.HasPrefix(address, a+"/") {
+			delete(t.there, a)
+		}
+	}
+}
+
+func (t *tree) entity(name string) *entity {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.entities[name]
+}
+
+func (t *tree) all() (list []*entity) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, e := range t.entities {
+		list = append(list, e)
+	}
+	return list
+}
+
+func (t *tree) containers(below string) (list []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for a := range t.there {
+		if strings.HasPrefix(a, below+"/") {
+			list = append(list, a)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// originator is what an AE registers with.
+func (c *Connector) originator(name string) string {
+	if c.cfg.AEID != "" {
+		return c.cfg.AEID
+	}
+	return "C" + name
+}
+
+// entity gives the AE of that name, registered.
+func (s *session) entity(ctx context.Context, name string) (*entity, error) {
+	if e := s.tree.entity(name); e != nil {
+		return e, nil
+	}
+	if !nameForm.MatchString(name) {
+		return nil, msg.Permanent(fmt.Errorf("%.80q cannot be the name of an AE", name))
+	}
+	lock := s.tree.making(name)
+	lock.Lock()
+	defer lock.Unlock()
+	if e := s.tree.entity(name); e != nil {
+		return e, nil
+	}
+	e := &entity{name: name, address: s.c.base + "/" + name}
+	if err := s.register(ctx, e); err != nil {
+		return nil, err
+	}
+	if len(s.c.cfg.Allow) > 0 {
+		if err := s.permit(ctx, e); err != nil {
+			return nil, err
+		}
+	}
+	s.tree.mu.Lock()
+	s.tree.entities[name] = e
+	s.tree.mu.Unlock()
+	if s.c.cfg.PerDev && s.ctx.Err() == nil {
+		return e, s.followers.join(ctx, e)
+	}
+	return e, nil
+}
+
+// registration is what an AE says of itself, at first and each time that it is renewed.
+func (s *session) registration() map[string]any {
+	a := map[string]any{"rr": s.c.cfg.notify() != "poll", "et": stamp(s.c.env.Now().Add(time.Duration(s.c.cfg.Lifetime)))}
+	if poa := s.c.pointOfAccess(); poa != "" {
+		a["poa"] = []string{poa}
+	}
+	if len(s.c.cfg.Labels) > 0 {
+		a["lbl"] = s.c.cfg.Labels
+	}
+	return a
+}
+
+// pointOfAccess is where the CSE reaches us; empty: nowhere.
+func (c *Connector) pointOfAccess() string {
+	switch c.cfg.notify() {
+	case "http":
+		return c.cfg.POA
+	case "mqtt":
+		return c.url.Scheme + "://" + c.url.Host
+	}
+	return ""
+}
+
+// register makes the AE, or takes over the one that is ours from before.
+func (s *session) register(ctx context.Context, e *entity) error {
+	e.id = s.c.notes.id(e.name)
+	fresh := e.id == ""
+	if fresh {
+		e.id = s.c.originator(e.name)
+	}
+	if err := s.wire.join(ctx, e.id); err != nil {
+		return err
+	}
+	if !fresh {
+		err := s.renew(ctx, e)
+		r, answered := errors.AsType[*refusal](err)
+		if err == nil || !answered || meaningOf(r.rsc) == later {
+			return err
+		}
+		e.id = s.c.originator(e.name)
+		if err := s.wire.join(ctx, e.id); err != nil {
+			return err
+		}
+	}
+	a := s.registration()
+	a["rn"], a["api"], a["srv"] = e.name, s.c.cfg.AppID, []string{s.c.cfg.Release}
+	r, err := s.ask(ctx, &request{Op: opCreate, To: s.c.base, From: e.id, Type: tyAE, Content: represent("m2m:ae", a)})
+	refusal, answered := errors.AsType[*refusal](err)
+	switch {
+	case answered && meaningOf(refusal.rsc) == conflict:
+		if s.renew(ctx, e) != nil {
+			return msg.Permanent(fmt.Errorf("an AE %q is registered already, by another than %q: %w", e.name, e.id, err))
+		}
+	case answered && meaningOf(refusal.rsc) != later:
+		return msg.Permanent(fmt.Errorf("registration: %w", err))
+	case err != nil:
+		return err
+	default:
+		got, err := attributes(r.Content)
+		if id := text(got["aei"]); err == nil && id != "" && id != e.id {
+			e.id = id
+			if err := s.wire.join(ctx, id); err != nil {
+				return err
+			}
+		}
+		s.tree.granted(s.lifeOf(text(got["et"])))
+	}
+	return s.c.notes.change(func(d *noted) bool {
+		changed := d.IDs[e.name] != e.id
+		d.IDs[e.name] = e.id
+		return changed
+	})
+}
+
+// renew puts off the end of a registration.
+func (s *session) renew(ctx context.Context, e *entity) error {
+	r, err := s.ask(ctx, &request{Op: opUpdate, To: e.address, From: e.id, Content: represent("m2m:ae", s.registration())})
+	if err != nil {
+		return err
+	}
+	got, _ := attributes(r.Content)
+	s.tree.granted(s.lifeOf(text(got["et"])))
+	return nil
+}
+
+// lifeOf gives the end that the CSE has granted, or the one that was asked for.
+func (s *session) lifeOf(et string) time.Time {
+	if t, err := parseTime(et); err == nil {
+		return t
+	}
+	return s.c.env.Now().Add(time.Duration(s.c.cfg.Lifetime))
+}
+
+// granted notes the end of a registration.
+func (t *tree) granted(end time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.expires.IsZero() || end.Before(t.expires) {
+		t.expires = end
+	}
+}
+
+// keep renews everything that ends, when a third of its life has passed.
+func (s *session) keep() {
+	for {
+		s.tree.mu.Lock()
+		wait := max(s.tree.expires.Sub(s.c.env.Now())/3, time.Second)
+		s.tree.mu.Unlock()
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-s.ctx.Done():
+			timer.Stop()
+			return
+		}
+		s.tree.mu.Lock()
+		s.tree.expires = time.Time{}
+		s.tree.mu.Unlock()
+		for _, e := range s.tree.all() {
+			if err := s.renewAll(e); err != nil {
+				s.fail(fmt.Errorf("renewal: %w", err))
+				return
+			}
+		}
+		s.followers.rescan()
+	}
+}
+
+// renewAll renews an AE and the containers below it, which a CSE does not let outlive it.
+func (s *session) renewAll(e *entity) error {
+	if err := s.renew(s.ctx, e); err != nil {
+		return err
+	}
+	for _, a := range s.tree.containers(e.address) {
+		_, err := s.ask(s.ctx, &request{Op: opUpdate, To: a, From: e.id, Content: represent("m2m:cnt", map[string]any{"et": s.end()})})
+		if _, answered := errors.AsType[*refusal](err); answered {
+			s.tree.forget(a) // it is made again where it is needed
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) end() string { return stamp(s.c.env.Now().Add(time.Duration(s.c.cfg.Lifetime))) }
+
+// policyName is the accessControlPolicy below an AE.
+const policyName = "drawbridge"
+
+// Operations that a policy allows (acop).
+const (
+	mayCommand = 1 + 2 + 16 + 32 // CREATE, RETRIEVE, NOTIFY, DISCOVERY
+	mayAll     = 63
+)
+
+// permit makes the policy under which others may read and command.
+func (s *session) permit(ctx context.Context, e *entity) error {
+	own := map[string]any{"acor": []string{e.id}, "acop": mayAll}
+	a := map[string]any{
+		"rn": policyName, "et": s.end(),
+		"pv":  map[string]any{"acr": []any{own, map[string]any{"acor": s.c.cfg.Allow, "acop": mayCommand}}},
+		"pvs": map[string]any{"acr": []any{own}},
+	}
+	to := e.address + "/" + policyName
+	_, err := s.ask(ctx, &request{Op: opCreate, To: e.address, From: e.id, Type: tyACP, Content: represent("m2m:acp", a)})
+	if r, answered := errors.AsType[*refusal](err); answered && meaningOf(r.rsc) == conflict {
+		delete(a, "rn")
+		_, err = s.ask(ctx, &request{Op: opUpdate, To: to, From: e.id, Content: represent("m2m:acp", a)})
+	}
+	if err != nil {
+		return fmt.Errorf("policy: %w", err)
+	}
+	e.acp = to
+	return nil
+}
+
+// container gives the address of a container, with what is missing of it made.
+func (s *session) container(ctx context.Context, e *entity, topic string) (string, error) {
+	address := e.address + "/" + topic
+	if s.tree.has(address) {
+		return address, nil
+	}
+	names, err := segments(topic)
+	if err != nil {
+		return "", msg.Permanent(err)
+	}
+	lock := s.tree.making(e.name)
+	lock.Lock()
+	defer lock.Unlock()
+	at := e.address
+	for _, name := range names {
+		to := at
+		at += "/" + name
+		if s.tree.has(at) {
+			continue
+		}
+		_, err := s.ask(ctx, &request{Op: opCreate, To: to, From: e.id, Type: tyCNT, Content: represent("m2m:cnt", s.newContainer(e, name))})
+		if r, answered := errors.AsType[*refusal](err); err != nil && !(answered && meaningOf(r.rsc) == conflict) {
+			return "", err
+		}
+		s.tree.add(at)
+	}
+	return address, nil
+}
+
+func (s *session) newContainer(e *entity, name string) map[string]any {
+	a := map[string]any{"rn": name, "et": s.end()}
+	if s.c.cfg.MNI > 0 {
+		a["mni"] = s.c.cfg.MNI
+	}
+	if s.c.cfg.MBS > 0 {
+		a["mbs"] = int64(s.c.cfg.MBS)
+	}
+	if s.c.cfg.MIA > 0 {
+		a["mia"] = int64(time.Duration(s.c.cfg.MIA) / time.Second)
+	}
+	if len(s.c.cfg.Labels) > 0 {
+		a["lbl"] = s.c.cfg.Labels
+	}
+	if e.acp != "" {
+		a["acpi"] = []string{e.acp}
+	}
+	return a
+}
