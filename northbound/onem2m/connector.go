@@ -70,13 +70,15 @@ type wire interface {
 	close()
 }
 
-// dialWire connects. What the CSE asks of us goes to notified; fail is called when the wire ends by itself.
-func (c *Connector) dialWire(ctx context.Context, notified func(context.Context, *request) *response, fail func(error)) (wire, error) {
-	switch c.url.Scheme {
+// dialWire connects.
+func (s *session) dialWire(ctx context.Context) (wire, error) {
+	switch s.c.url.Scheme {
 	case "https", "http":
-		return c.dialHTTP(ctx)
+		return s.c.dialHTTP(ctx)
+	case "mqtts", "mqtt":
+		return s.dialMQTT(ctx)
 	}
-	return nil, msg.Permanent(fmt.Errorf("url: %q is no binding", c.url.Scheme))
+	return nil, msg.Permanent(fmt.Errorf("url: %q is no binding", s.c.url.Scheme))
 }
 
 // tls makes the configuration anew each time: certificates are renewed while the gateway runs.
@@ -129,7 +131,7 @@ func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
 	s := newSession(ctx, c, nil)
 	defer s.Close()
 	var err error
-	if s.wire, err = c.dialWire(ctx, s.notified, s.fail); err != nil {
+	if s.wire, err = s.dialWire(ctx); err != nil {
 		timed("tls", "", err)
 		return
 	}

@@ -2,6 +2,8 @@ package onem2m_test
 
 import (
 	"crypto/tls"
+	"net"
+	"strings"
 	"testing"
 
 	"github.com/drawbridge/drawbridge/config"
@@ -35,10 +37,23 @@ func connector(t testing.TB, c *northtest.CSE, url string, change func(*northbou
 // bindings are the ways to a CSE.
 var bindings = map[string]struct {
 	serve  func(c *northtest.CSE) string
-	change func(*northbound.Env, *onem2m.Config)
+	change func(testing.TB, *onem2m.Config)
 	mends  bool
 }{
-	"HTTP": {(*northtest.CSE).ServeHTTP, nil, true},
+	"HTTP":                   {(*northtest.CSE).ServeHTTP, nil, true},
+	"HTTP, notified by HTTP": {(*northtest.CSE).ServeHTTP, byHTTP, true},
+	"MQTT":                   {(*northtest.CSE).ServeMQTT, nil, false},
+}
+
+// byHTTP has notifications sent to a port that is free now.
+func byHTTP(t testing.TB, cfg *onem2m.Config) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cfg.Notify, cfg.Listen = "http", l.Addr().String()
+	cfg.POA = "https://" + strings.Replace(cfg.Listen, "127.0.0.1", "localhost", 1)
 }
 
 func TestConnector(t *testing.T) {
@@ -47,10 +62,10 @@ func TestConnector(t *testing.T) {
 			t.Parallel()
 			northtest.TestConnector(t, func(t *testing.T) northtest.Setup {
 				c := northtest.NewCSE(t)
-				conn, _ := connector(t, c, b.serve(c), func(e *northbound.Env, cfg *onem2m.Config) {
+				conn, _ := connector(t, c, b.serve(c), func(_ *northbound.Env, cfg *onem2m.Config) {
 					cfg.MBS = 1000
 					if b.change != nil {
-						b.change(e, cfg)
+						b.change(t, cfg)
 					}
 				})
 				return northtest.Setup{

@@ -67,7 +67,7 @@ func newSession(ctx context.Context, c *Connector, down northbound.Downlink) *se
 
 // begin connects, registers and follows the containers that routes wait for.
 func (s *session) begin(ctx context.Context) (err error) {
-	if s.wire, err = s.c.dialWire(ctx, s.notified, s.fail); err != nil {
+	if s.wire, err = s.dialWire(ctx); err != nil {
 		return err
 	}
 	names := []string{s.c.cfg.AE}
@@ -221,7 +221,10 @@ func (s *session) post(ctx context.Context, p *msg.Publication) error {
 // judge says what an error means for a publication. What is no answer, and what says that our registration is gone, ends the session.
 func (s *session) judge(err error) error {
 	e, answered := errors.AsType[*refusal](err)
+	_, own := errors.AsType[unsendable](err)
 	switch {
+	case own:
+		return msg.Permanent(err)
 	case !answered:
 		s.fail(err)
 	case meaningOf(e.rsc) == lost:
@@ -302,9 +305,9 @@ func (s *session) Close() error {
 	s.mu.Unlock()
 	late.Stop()
 	s.fail(ErrClosed)
-	s.tasks.Wait()
 	if s.wire != nil {
-		s.wire.close()
+		s.wire.close() // before the wait: what it takes in starts tasks
 	}
+	s.tasks.Wait()
 	return nil
 }
