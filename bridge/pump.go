@@ -27,6 +27,11 @@ var (
 	errTopicsChanged = errors.New("the subscriptions changed")
 )
 
+// orderly tells whether a session ended for a reason that is no fault.
+func orderly(err error) bool {
+	return errors.Is(err, errPaused) || errors.Is(err, errTopicsChanged) || errors.Is(err, northbound.ErrRenew)
+}
+
 // The states of a connector.
 const (
 	StateStopped   = "stopped"   // no task runs it
@@ -77,12 +82,15 @@ func (p *pump) run(ctx context.Context, c northbound.Connector, beat Beat) error
 			pause = firstPause
 		}
 		p.health.Clear(&ConnectorPaused)
+		began := time.Now()
 		delivered, err := p.session(ctx, c, beat)
 		if ctx.Err() != nil {
 			return nil
 		}
 		switch {
-		case errors.Is(err, errPaused), errors.Is(err, errTopicsChanged):
+		case errors.Is(err, northbound.ErrRenew) && time.Since(began) < firstPause:
+			// A connector that renews without end does not get to dial without end.
+		case orderly(err):
 			pause = firstPause
 			continue
 		case msg.IsPermanent(err):
@@ -165,7 +173,7 @@ func (p *pump) session(ctx context.Context, c northbound.Connector, beat Beat) (
 	p.setFlight(f)
 	err = f.run(ctx, beat)
 	p.setFlight(nil)
-	if task.Err() == nil && !errors.Is(err, errPaused) && !errors.Is(err, errTopicsChanged) {
+	if task.Err() == nil && !orderly(err) {
 		p.probe.ended(f, err)
 		p.health.Fail(&CloudUnreachable, err)
 	}

@@ -269,6 +269,28 @@ func TestNewSubscriptionsMakeANewSession(t *testing.T) {
 	})
 }
 
+func TestASessionThatIsRenewedIsDialledAgainAtOnceAndIsNoProblem(t *testing.T) {
+	c := &cloud{}
+	pumped(t, c, func(t *testing.T, r *rig) {
+		time.Sleep(time.Hour)
+		c.session.cancel(northbound.ErrRenew)
+		synctest.Wait()
+		if c.dials != 2 {
+			t.Errorf("dialled %d times", c.dials)
+		}
+		for range 10 { // it ends at once, again and again
+			c.session.cancel(northbound.ErrRenew)
+			synctest.Wait()
+		}
+		if c.dials != 2 {
+			t.Errorf("dialled %d times without a pause", c.dials)
+		}
+		if got := r.problems(); len(got) != 0 {
+			t.Errorf("problems: %v", got)
+		}
+	})
+}
+
 func TestConfirmationsThatComeAfterTheSessionCountNoMore(t *testing.T) {
 	c := &cloud{hold: true}
 	pumped(t, c, func(t *testing.T, r *rig) {

@@ -19,6 +19,7 @@ type cursor struct {
 
 	pending uint64 // records that are not settled
 	bytes   int64  // what they take
+	held    int64  // octets of the segments that are kept for it, as the keeper has last reckoned
 	oldest  int64  // time of the first of them in ms, as far as is known
 
 	written place // as the newest checkpoint says that is on its way

@@ -102,6 +102,7 @@ func (l *log) tend() (tight bool) {
 		}
 		l.free = append(l.free, seg)
 	}
+	l.weigh()
 	short := len(l.free) < spares
 	if short && !l.releasable() {
 		l.survey()
@@ -121,6 +122,25 @@ func (l *log) tend() (tight bool) {
 		l.relieve(short)
 	}
 	return tight
+}
+
+// weigh reckons what is held for each connector where space matters, which is more than what it has pending: segments are used up
+// as a whole, and commits begin on new pages. Spool.mu is held.
+func (l *log) weigh() {
+	for _, cur := range l.cursors {
+		cur.held = 0
+		if cur.pending == 0 || l.s.used < l.s.capacity/2 {
+			continue
+		}
+		n, done := len(cur.side), max(cur.settled(), cur.moved)
+		for i, seg := range l.segs {
+			_, has := seg.holds[cur]
+			if (has || seg.holds == nil) && (i+1 == len(l.segs) || l.segs[i+1].base-1 > done) {
+				n++
+			}
+		}
+		cur.held = int64(n) * l.s.o.Segment
+	}
 }
 
 // survey finds out for whom the newest segments are of which that is not known, since they were there when the spool was opened.
