@@ -66,7 +66,7 @@ func (l *log) append(r *Record, done func(Pos, error)) error {
 	a := l.address(r.Route, r.To)
 	if !l.s.o.DropOldest {
 		for _, n := range a.lines {
-			if max(n.cur.consumer.bytes, n.cur.held) > l.s.o.Share {
+			if n.cur.consumer.bytes > l.s.o.Share || n.cur.pending > 0 && n.cur.held > l.s.o.Share {
 				return fmt.Errorf("%w: connector %q has its share pending", ErrFull, n.cur.consumer.name)
 			}
 		}
