@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -77,6 +78,8 @@ func (s *session) dialWire(ctx context.Context) (wire, error) {
 		return s.c.dialHTTP(ctx)
 	case "mqtts", "mqtt":
 		return s.dialMQTT(ctx)
+	case "coaps":
+		return s.dialCoAP(ctx)
 	}
 	return nil, msg.Permanent(fmt.Errorf("url: %q is no binding", s.c.url.Scheme))
 }
@@ -101,12 +104,24 @@ func (c *Connector) tls(ctx context.Context) (*tls.Config, error) {
 	return t, nil
 }
 
+// ports are the schemes' own.
+var ports = map[string]string{"https": "443", "http": "80", "mqtts": "8883", "mqtt": "1883", "coaps": "5684"}
+
+// hostPort gives the CSE's address with the scheme's own port where the URL has none.
+func (c *Connector) hostPort() string {
+	port := c.url.Port()
+	if port == "" {
+		port = ports[c.url.Scheme]
+	}
+	return net.JoinHostPort(c.url.Hostname(), port)
+}
+
 // explain says in plain words why the CSE could not be reached.
 func (c *Connector) explain(err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err
 	}
-	return mqtt.Address{URL: c.url}.Explain(err)
+	return mqtt.Address{URL: &url.URL{Scheme: c.url.Scheme, Host: c.hostPort()}}.Explain(err)
 }
 
 // Dial is northbound.Connector's.

@@ -37,6 +37,8 @@ type Config struct {
 	TokenAs string           `toml:"token_as"`
 	PSK     config.SecretRef `toml:"psk"`    // Kpsa; CoAP only
 	PSKID   string           `toml:"psk_id"` // KpsaID: "NAME@FQDN"
+	// EnrolmentKey is, instead of PSK, the [key.NAME] that holds Ke: Kpsa is derived from it in the chip.
+	EnrolmentKey string `toml:"enrolment_key"`
 
 	AE       string          `toml:"ae"`    // resource name; empty: the gateway's id
 	AEID     string          `toml:"ae_id"` // originator of the registration; empty: "C" and the resource name
@@ -67,6 +69,7 @@ key  = "identity"                  # certificate for the security association
 #token_as = "bearer"               # or "tkns"
 #psk      = ""                     # instead of key, for coaps://
 #psk_id   = ""                     # "NAME@FQDN"
+#enrolment_key = ""                # instead of psk: [key.NAME] from which it is derived in the chip
 #ae       = ""                     # the gateway's id where empty
 #ae_id    = ""                     # originator; "C" and the name where empty
 #app_id   = "Ndrawbridge"
@@ -147,17 +150,23 @@ func (c *Config) checkIdentity(s *config.Scope, scheme string) {
 			s.Errorf("token_as", "token_as: only HTTP has a place for a bearer token").Hint = "set token_as = \"tkns\""
 		}
 	}
+	if c.EnrolmentKey != "" {
+		s.Key("enrolment_key", c.EnrolmentKey)
+	}
+	shared := c.PSK != "" || c.EnrolmentKey != ""
 	switch {
-	case c.PSK == "" && c.PSKID == "":
+	case !shared && c.PSKID == "":
 		if scheme == "coaps" && c.Key == "" {
 			s.Errorf("key", "coaps:// needs a key with a certificate, or psk and psk_id")
 		}
 	case scheme != "" && scheme != "coaps":
-		s.Errorf("psk", "psk: only coaps:// knows pre-shared keys")
-	case c.PSK == "" || !validKeyID(c.PSKID):
-		s.Errorf("psk_id", "psk_id: %q is not a KpsaID", c.PSKID).Hint = "NAME@FQDN, with psk (TS-0003 clause 10.5)"
+		s.Errorf("psk_id", "psk_id: only coaps:// knows pre-shared keys")
+	case !shared || !validKeyID(c.PSKID):
+		s.Errorf("psk_id", "psk_id: %q is not a KpsaID", c.PSKID).Hint = "NAME@FQDN, with psk or enrolment_key (TS-0003 clause 10.5)"
+	case c.PSK != "" && c.EnrolmentKey != "":
+		s.Errorf("psk", "psk: either it or enrolment_key")
 	case c.Key != "":
-		s.Errorf("psk", "psk: either a key or a pre-shared key")
+		s.Errorf("key", "key: either a certificate or a pre-shared key")
 	}
 	if c.AE != "" && !nameForm.MatchString(c.AE) {
 		s.Errorf("ae", "ae: %q is not the name of a resource", c.AE)

@@ -42,7 +42,18 @@ var bindings = map[string]struct {
 }{
 	"HTTP":                   {(*northtest.CSE).ServeHTTP, nil, true},
 	"HTTP, notified by HTTP": {(*northtest.CSE).ServeHTTP, byHTTP, true},
-	"MQTT":                   {(*northtest.CSE).ServeMQTT, nil, false},
+	"CoAP":                   {func(c *northtest.CSE) string { return c.ServeCoAP(nil) }, nil, false},
+	"CoAP, by a pre-shared key": {func(c *northtest.CSE) string {
+		return c.ServeCoAP(func(id string) []byte {
+			if id == "gw1@plant7.example" {
+				return []byte("0123456789abcdef")
+			}
+			return nil
+		})
+	}, func(_ testing.TB, cfg *onem2m.Config) {
+		cfg.Key, cfg.PSK, cfg.PSKID = "", "file:kpsa", "gw1@plant7.example"
+	}, false},
+	"MQTT": {(*northtest.CSE).ServeMQTT, nil, false},
 }
 
 // byHTTP has notifications sent to a port that is free now.
