@@ -5,21 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/northbound"
+	"github.com/drawbridge/drawbridge/northbound/lanes"
 )
-
-// ErrClosed is the cause of a session that was closed by its owner.
-var ErrClosed = errors.New("session closed")
 
 const (
 	requestTime = 30 * time.Second // longest wait for a response
 	farewell    = time.Second      // how long Close waits for what is in flight
 )
 
-// session is the gateway at one CSE. Requests of one device wait for each other in a lane; lanes take turns.
+// session is the gateway at one CSE.
 type session struct {
 	c    *Connector
 	down northbound.Downlink
@@ -32,34 +31,18 @@ type session struct {
 	tree      tree
 	followers followers
 
-	mu      sync.Mutex
-	room    *sync.Cond // with mu: something was done, or the session ends
-	closing bool
-	lanes   map[string]*lane // guarded by mu: by device; those that have something to do
-	ready   []*lane          // guarded by mu: no worker has them
-	queued  int              // guarded by mu: publications that are not done
-	workers int              // guarded by mu
-	serial  uint64           // guarded by mu: of requests
-	prefix  string           // of request ids
-}
-
-// lane is the line of one device.
-type lane struct {
-	device string
-	items  []item
-}
-
-// item is a publication and whom to tell.
-type item struct {
-	p    *msg.Publication
-	i    int
-	done func(int, error)
+	lanes  *lanes.Lanes
+	serial atomic.Uint64 // of requests
+	prefix string        // of request ids
 }
 
 func newSession(ctx context.Context, c *Connector, down northbound.Downlink) *session {
-	s := &session{c: c, down: down, lanes: map[string]*lane{}, prefix: msg.NewID(c.env.Now()).String()}
-	s.room = sync.NewCond(&s.mu)
+	s := &session{c: c, down: down, prefix: msg.NewID(c.env.Now()).String()}
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	s.lanes = lanes.New(s.ctx, lanes.Options{
+		Parallel: c.cfg.Parallel, Batch: 1, Lane: func(p *msg.Publication) string { return p.Device }, Check: c.fits,
+		Post: func(batch []*msg.Publication) []error { return []error{s.post(s.ctx, batch[0])} },
+	})
 	s.tree.init()
 	s.followers.init(s)
 	return s
@@ -89,98 +72,20 @@ func (s *session) begin(ctx context.Context) (err error) {
 // Context is northbound.Session's.
 func (s *session) Context() context.Context { return s.ctx }
 
-func (s *session) fail(err error) {
-	s.cancel(err)
-	s.mu.Lock()
-	s.room.Broadcast()
-	s.mu.Unlock()
-}
+func (s *session) fail(err error) { s.cancel(err) }
 
 // Send is northbound.Session's.
 func (s *session) Send(ctx context.Context, batch []msg.Publication, done func(int, error)) error {
-	defer context.AfterFunc(ctx, func() {
-		s.mu.Lock()
-		s.room.Broadcast()
-		s.mu.Unlock()
-	})()
-	for i := range batch {
-		p := &batch[i]
-		if _, err := segments(p.Topic); err != nil {
-			if s.ctx.Err() != nil {
-				return context.Cause(s.ctx)
-			}
-			done(i, msg.Permanent(err))
-			continue
-		}
-		if most := int(s.c.cfg.MBS); most > 0 && len(p.Payload) > most {
-			done(i, msg.Permanent(fmt.Errorf("a payload of %d octets: the containers take %d", len(p.Payload), most)))
-			continue
-		}
-		if err := s.queue(ctx, item{p, i, done}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.lanes.Send(ctx, batch, done)
 }
 
-// queue puts an item into its lane once there is room.
-func (s *session) queue(ctx context.Context, it item) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for !s.closing && s.ctx.Err() == nil && ctx.Err() == nil && s.queued >= 16*s.c.cfg.Parallel {
-		s.room.Wait()
+// fits says why a publication cannot become a contentInstance.
+func (c *Connector) fits(p *msg.Publication) error {
+	if most := int(c.cfg.MBS); most > 0 && len(p.Payload) > most {
+		return fmt.Errorf("a payload of %d octets: the containers take %d", len(p.Payload), most)
 	}
-	switch {
-	case s.ctx.Err() != nil:
-		return context.Cause(s.ctx)
-	case s.closing:
-		return ErrClosed
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	}
-	s.queued++
-	l := s.lanes[it.p.Device]
-	if l == nil {
-		l = &lane{device: it.p.Device}
-		s.lanes[it.p.Device] = l
-		s.ready = append(s.ready, l)
-		if s.workers < s.c.cfg.Parallel {
-			s.workers++
-			s.tasks.Go(s.work)
-		}
-	}
-	l.items = append(l.items, it)
-	return nil
-}
-
-// work takes one publication of each lane in turn until there is none.
-func (s *session) work() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for len(s.ready) > 0 && s.ctx.Err() == nil {
-		l := s.ready[0]
-		s.ready = s.ready[1:]
-		it := l.items[0]
-		l.items = l.items[1:]
-		s.mu.Unlock()
-		err := s.post(s.ctx, it.p)
-		ended := s.ctx.Err() != nil && !msg.IsPermanent(err) && err != nil
-		if !ended {
-			it.done(it.i, err)
-		}
-		s.mu.Lock()
-		if ended {
-			break
-		}
-		s.queued--
-		if len(l.items) > 0 {
-			s.ready = append(s.ready, l)
-		} else {
-			delete(s.lanes, l.device)
-		}
-		s.room.Broadcast()
-	}
-	s.workers--
+	_, err := segments(p.Topic)
+	return err
 }
 
 // post makes one contentInstance, and the containers above it where they are missing. An error that is not permanent may be of the
@@ -265,10 +170,7 @@ func (s *session) ask(ctx context.Context, q *request) (*response, error) {
 
 // exchange sends a request with what every request has.
 func (s *session) exchange(ctx context.Context, q *request) (*response, error) {
-	s.mu.Lock()
-	s.serial++
-	q.ID = fmt.Sprintf("%s-%d", s.prefix, s.serial)
-	s.mu.Unlock()
+	q.ID = fmt.Sprintf("%s-%d", s.prefix, s.serial.Add(1))
 	q.Release = s.c.cfg.Release
 	if s.c.cfg.Token != "" && s.c.cfg.TokenAs == "tkns" {
 		token, _, err := s.c.bearer.Token(ctx)
@@ -295,19 +197,12 @@ func (s *session) exchange(ctx context.Context, q *request) (*response, error) {
 
 // Close is northbound.Session's. It waits a little for what is in flight.
 func (s *session) Close() error {
-	s.mu.Lock()
-	s.closing = true
-	s.room.Broadcast()
-	late := time.AfterFunc(farewell, func() { s.fail(ErrClosed) })
-	for s.queued > 0 && s.ctx.Err() == nil {
-		s.room.Wait()
-	}
-	s.mu.Unlock()
-	late.Stop()
-	s.fail(ErrClosed)
+	s.lanes.Drain(farewell)
+	s.fail(lanes.ErrClosed)
 	if s.wire != nil {
 		s.wire.close() // before the wait: what it takes in starts tasks
 	}
+	s.lanes.Wait()
 	s.tasks.Wait()
 	return nil
 }
