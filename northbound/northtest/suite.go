@@ -50,6 +50,8 @@ type Setup struct {
 	Mends bool
 	// PerDevice says that publications of one device wait for each other, as in protocols of requests and responses.
 	PerDevice bool
+	// NoCommands says that the platform sends none.
+	NoCommands bool
 	// NoMailbox says that commands which are sent while the gateway is away are lost.
 	NoMailbox bool
 }
@@ -423,6 +425,9 @@ func dialGivesUp(t *testing.T, r *run) {
 }
 
 func commands(t *testing.T, r *run) {
+	if r.NoCommands {
+		t.Skip("the platform sends no commands")
+	}
 	d := &Downlink{Filters: []string{r.Filter}}
 	r.dial(t, d)
 	var want []string
@@ -437,6 +442,9 @@ func commands(t *testing.T, r *run) {
 }
 
 func settledFirst(t *testing.T, r *run) {
+	if r.NoCommands {
+		t.Skip("the platform sends no commands")
+	}
 	f := r.faulty(t)
 	hold := make(chan struct{})
 	d := &Downlink{Filters: []string{r.Filter}, Before: func(ctx context.Context, _ msg.Publication) error {
@@ -464,7 +472,7 @@ func settledFirst(t *testing.T, r *run) {
 }
 
 func whileAway(t *testing.T, r *run) {
-	if r.NoMailbox {
+	if r.NoMailbox || r.NoCommands {
 		t.Skip("the platform keeps no commands")
 	}
 	r.dial(t, &Downlink{Filters: []string{r.Filter}}).Close()
@@ -476,7 +484,7 @@ func whileAway(t *testing.T, r *run) {
 }
 
 func unsettled(t *testing.T, r *run) {
-	if r.NoMailbox {
+	if r.NoMailbox || r.NoCommands {
 		t.Skip("the platform keeps no commands")
 	}
 	tried := make(chan struct{}, 100)
