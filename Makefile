@@ -41,7 +41,7 @@ bench: build ## speed and memory, as ratios against a peer in the same run
 	go test -run '^$$' -bench . -benchtime 1x -count 1 -timeout 30m ./cmd/drawbridge
 
 prove: ## the heavy proofs: kills, power cuts, floods; one line per claim
-	DRAWBRIDGE_PROVE=1 go test -count 1 -timeout 60m -run 'Prove' -v ./... | grep -E '^(\s*prove:|---|ok|FAIL|panic)'
+	DRAWBRIDGE_PROVE=1 go test -count 1 -timeout 60m -run 'Prove' -v ./... | grep -E 'prove: |^(---|ok|FAIL|panic)'
 
 package: ## deb and rpm for this machine's architecture, into dist/
 	packaging/build

@@ -238,6 +238,8 @@ func (b *Bridge) refusal(err error) error {
 	switch {
 	case errors.Is(err, spool.ErrFull):
 		return &msg.Refusal{Reason: msg.Full, RetryAfter: fullRetry, Why: "the queue on disk is full"}
+	case errors.Is(err, spool.ErrTooLarge):
+		return msg.Refuse(msg.TooLarge, "%v", err)
 	case errors.Is(err, spool.ErrClosed):
 		return msg.Refuse(msg.Unavailable, "the gateway is stopping")
 	}

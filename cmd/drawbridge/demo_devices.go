@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/eclipse/paho.golang/paho"
@@ -36,12 +37,27 @@ type saying struct {
 	err              error
 }
 
-// reading is a plausible value that wanders.
-type reading struct{ value, set float64 }
+// reading is a plausible value that wanders towards its set point.
+type reading struct {
+	mu         sync.Mutex
+	value, set float64 // guarded by mu
+}
 
 func (r *reading) next() float64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.value += (r.set-r.value)*0.2 + (rand.Float64()-0.5)*0.4
 	return math.Round(r.value*10) / 10
+}
+
+// obey takes a set point, and gives the device's own words about it.
+func (r *reading) obey(command []byte) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, err := fmt.Sscan(string(command), &r.set); err != nil {
+		return "not a number"
+	}
+	return fmt.Sprintf("set to %.1f", r.set)
 }
 
 // thermostat is a device on CoAP over DTLS with a PSK and a connection id.
@@ -60,9 +76,8 @@ func (d *thermostat) run(ctx context.Context, each time.Duration, say func(sayin
 		if err != nil {
 			return
 		}
-		fmt.Sscan(string(body), &d.set)
 		say(saying{device: d.name, protocol: d.label(), payload: string(body)})
-		w.SetResponse(codes.Changed, message.TextPlain, strings.NewReader(fmt.Sprintf("set to %.1f", d.set)))
+		w.SetResponse(codes.Changed, message.TextPlain, strings.NewReader(d.obey(body)))
 	})
 	conn, err := coapdtls.Dial(d.address, coapdtls.NewDTLSClientOptions(
 		piondtls.WithPSK(func([]byte) ([]byte, error) { return d.psk, nil }),
@@ -105,10 +120,10 @@ func (d *press) run(ctx context.Context, each time.Duration, say func(saying)) e
 	client = paho.NewClient(paho.ClientConfig{
 		Conn: conn,
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) {
-			fmt.Sscan(string(p.Packet.Payload), &d.set)
+			words := d.obey(p.Packet.Payload)
 			say(saying{device: d.name, protocol: d.label(), payload: string(p.Packet.Payload)})
 			if pr := p.Packet.Properties; pr != nil && pr.ResponseTopic != "" {
-				answer := &paho.Publish{Topic: pr.ResponseTopic, QoS: 1, Payload: fmt.Appendf(nil, "set to %.1f", d.set),
+				answer := &paho.Publish{Topic: pr.ResponseTopic, QoS: 1, Payload: []byte(words),
 					Properties: &paho.PublishProperties{CorrelationData: pr.CorrelationData}}
 				go client.Publish(ctx, answer) // an answer waits for its PUBACK, which comes through this same reader
 			}

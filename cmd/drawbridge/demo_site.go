@@ -78,7 +78,7 @@ func (d *demo) credentials(ctx context.Context, ca *demoCA, site *demoSite, root
 	for i, name := range thermostats {
 		psk := make([]byte, 16)
 		rand.Read(psk)
-		site.devices = append(site.devices, &thermostat{name: name, address: d.ports.CoAP, psk: psk, reading: reading{19 + float64(i), 21}})
+		site.devices = append(site.devices, &thermostat{name: name, address: d.ports.CoAP, psk: psk, reading: reading{value: 19 + float64(i), set: 21}})
 		if err := d.write(name+".psk", []byte("hex:"+hex.EncodeToString(psk)+"\n")); err != nil {
 			return err
 		}
@@ -86,7 +86,7 @@ func (d *demo) credentials(ctx context.Context, ca *demoCA, site *demoSite, root
 	for i, name := range presses {
 		password := rand.Text()
 		site.devices = append(site.devices, &press{name: name, address: d.ports.MQTT, password: password,
-			tls: &tls.Config{RootCAs: roots, ServerName: "localhost"}, reading: reading{5 + float64(i), 6}})
+			tls: &tls.Config{RootCAs: roots, ServerName: "localhost"}, reading: reading{value: 5 + float64(i), set: 6}})
 		if err := d.write(name+".password", []byte(password+"\n")); err != nil {
 			return err
 		}

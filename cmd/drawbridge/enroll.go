@@ -12,16 +12,19 @@ import (
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
+	"github.com/drawbridge/drawbridge/northbound"
 )
 
 func (a *app) enrollVerb() *cobra.Command {
 	var sans []string
 	c := &cobra.Command{
 		Use:   "enroll [NAME]",
-		Short: "Obtain a certificate for a key from its EST server, or a first token by the device flow",
-		Long: `NAME is that of a [key.NAME] with est = "...", whose key is made in its chip where there is none and certified by RFC 7030, or of a
-[token.NAME] with the device flow (RFC 8628), for which a person is told where to go and what to type there.
+		Short: "Obtain a certificate for a key, from its EST server or its platform, or a first token by the device flow",
+		Long: `NAME is that of a [key.NAME] with est = "...", whose key is made in its chip where there is none and certified by RFC 7030; or of a
+[connector.NAME] whose platform certifies its key (AWS fleet provisioning); or of a [token.NAME] with the device flow (RFC 8628), for which a
+person is told where to go and what to type there.
 Without NAME, every key that has an EST server and no valid certificate is enrolled.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -31,6 +34,9 @@ Without NAME, every key that has an EST server and no valid certificate is enrol
 			}
 			if len(args) == 1 && cfg.Tokens[args[0]] != nil && cfg.Keys[args[0]] == nil {
 				return a.enrollToken(c.Context(), cfg, args[0])
+			}
+			if len(args) == 1 && cfg.Connectors[args[0]] != nil && cfg.Keys[args[0]] == nil {
+				return a.enrollAtPlatform(c.Context(), cfg, args[0])
 			}
 			return a.withKeys(c.Context(), first(args), func(ctx context.Context, ring *keyring.Ring) error {
 				names := args
@@ -99,5 +105,48 @@ func (a *app) enrollToken(ctx context.Context, cfg *config.Config, name string) 
 		return err
 	}
 	_, err = fmt.Fprintf(a.out, "%s: the token is there, sealed by the chip\n", name)
+	return err
+}
+
+// enrollAtPlatform has a connector's key certified by its platform, for a request that is signed in the chip.
+func (a *app) enrollAtPlatform(ctx context.Context, cfg *config.Config, name string) error {
+	log := slog.New(slog.DiscardHandler)
+	ring, err := openKeys(ctx, cfg, log, nil, time.Now)
+	if err != nil {
+		return err
+	}
+	defer ring.Close()
+	g := &gateway{parts: parts{log: log}, now: time.Now, kinds: kinds(), keys: ring}
+	built, err := g.openConnector(cfg, cfg.Connectors[name])
+	if err != nil {
+		return err
+	}
+	platform, ok := built.Connector.(northbound.Enroller)
+	if !ok {
+		return usage("enroll: connector %q is of a type whose platform certifies no keys", name)
+	}
+	key, _ := cfg.Connectors[name].Value("key").(string)
+	if key == "" {
+		return usage("enroll: connector %q names no key", name)
+	}
+	file := string(cfg.Keys[key].Cert)
+	if file == "" {
+		return usage("enroll: [key.%s] names no cert: there is no place for the certificate", key)
+	}
+	if _, _, err := ring.New(ctx, key, hwcrypto.ECDSAP256); err != nil {
+		return err
+	}
+	request, err := ring.CSR(ctx, key, pkix.Name{CommonName: cfg.Gateway.ID}, nil)
+	if err != nil {
+		return err
+	}
+	got, err := platform.Enroll(ctx, request)
+	if err != nil {
+		return err
+	}
+	if err := hwcrypto.WriteFile(file, got.Certificate); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.out, "%s: certified; %s\n", key, got.Note)
 	return err
 }

@@ -121,7 +121,11 @@ func (s *site) commands(cloud *lines) {
 		&thermostat{name: "th-1", address: s.coap, psk: []byte("0123456789abcdef")},
 		&press{name: "press-1", address: s.mqtt, password: "correct horse", tls: s.clientTLS()},
 	} {
-		devices.Go(func() { d.run(ctx, time.Minute, func(saying) {}) })
+		devices.Go(func() {
+			if err := d.run(ctx, time.Minute, func(saying) {}); err != nil && ctx.Err() == nil {
+				s.t.Errorf("the device on %s: %v", d.label(), err)
+			}
+		})
 	}
 	for _, device := range []string{"th-1", "press-1"} {
 		s.connected(device)

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -142,12 +141,12 @@ func (l *listener) status() status.Listener {
 	l.mu.Unlock()
 	out := status.Listener{Name: l.component.Name, Type: l.component.Type, Address: address, Bound: address != ""}
 	if address == "" {
-		out.Address = field[string](l.component.Own, "listen")
+		out.Address, _ = l.component.Value("listen").(string)
 	}
 	if failure != nil {
 		out.Error = failure.Error()
 	}
-	out.Security = field[[]string](l.component.Own, "security")
+	out.Security, _ = l.component.Value("security").([]string)
 	if c, ok := l.Listener.(southbound.Counters); ok {
 		out.Counters = c.Counters()
 	}
@@ -162,18 +161,6 @@ func (l *listener) status() status.Listener {
 	return out
 }
 
-// field gives the value of a key of a component's own struct, zero where it has no such key of that type.
-func field[T any](own any, key string) (value T) {
-	v := reflect.Indirect(reflect.ValueOf(own))
-	for i := range v.NumField() {
-		if tag, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("toml"), ","); tag == key {
-			value, _ = v.Field(i).Interface().(T)
-			return value
-		}
-	}
-	return value
-}
-
 func connectorStatus(p *plan, c bridge.ConnectorStatus) status.Connector {
 	out := status.Connector{Name: c.Name, State: connectorStates[c.State], Since: c.Since, NextTry: c.Next, LastError: c.LastError,
 		LastFault: c.LastFault, InFlight: c.InFlight, Latency: c.Latency}
@@ -184,7 +171,7 @@ func connectorStatus(p *plan, c bridge.ConnectorStatus) status.Connector {
 	}
 	out.Type = built.component.Type
 	for _, key := range []string{"url", "endpoint"} {
-		if a := field[string](built.component.Own, key); a != "" {
+		if a, _ := built.component.Value(key).(string); a != "" {
 			out.Address = a
 		}
 	}
