@@ -30,7 +30,7 @@ and tells in plain words what crosses. Its keys are made for the occasion, in so
 Ctrl-C ends it and leaves nothing behind.`,
 		RunE: func(c *cobra.Command, _ []string) error { return d.run(c.Context()) },
 	}
-	c.Flags().DurationVar(&d.length, "for", 0, "end after this `time` (default: at Ctrl-C)")
+	c.Flags().DurationVar(&d.length, "for", 0, "end when it has been up for this `time` (default: at Ctrl-C)")
 	c.Flags().StringVar(&d.chip, "chip", "", "the `URI` under which the gateway's key is made, such as \"pkcs11:token=gw;object=demo?pin-source=file:/path\" or \"tpm:name=demo;device=unix:/path\"")
 	c.Flags().BoolVar(&d.verbose, "log", false, "show the gateway's log as well")
 	return c
@@ -120,11 +120,6 @@ ca   = "ca.crt"
 `))
 
 func (d *demo) run(ctx context.Context) (err error) {
-	if d.length > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, d.length)
-		defer cancel()
-	}
 	if d.dir, err = os.MkdirTemp("", "drawbridge-demo-"); err != nil {
 		return err
 	}
@@ -171,11 +166,11 @@ func (d *demo) run(ctx context.Context) (err error) {
 	defer person.close()
 	d.introduce(time.Since(began))
 	for _, device := range site.devices {
-		running.Go(func() {
-			if err := device.run(ctx, 3*time.Second, d.said); err != nil {
-				stop(fmt.Errorf("demo: a device on %s: %w", device.label(), err))
-			}
-		})
+		running.Go(func() { live(ctx, device, 3*time.Second, d.said) })
+	}
+	if d.length > 0 {
+		end := time.AfterFunc(d.length, func() { stop(nil) })
+		defer end.Stop()
 	}
 	running.Go(func() { d.command(ctx, person) })
 	<-ctx.Done()
@@ -184,7 +179,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 
 // ended gives the error with which the demo ends; none where a person or the clock ended it.
 func (d *demo) ended(ctx context.Context) error {
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
@@ -214,7 +209,7 @@ func (d *demo) command(ctx context.Context, person *cloudWatch) {
 func (d *demo) said(s saying) {
 	switch {
 	case s.err != nil:
-		d.line(s.device, s.protocol, "could not report: "+s.err.Error())
+		d.line(s.device, s.protocol, "has lost the gateway and tries again: "+s.err.Error())
 	case s.reported == "":
 		d.line(s.device, s.protocol, "obeys: set point "+s.payload)
 	default:

@@ -25,7 +25,20 @@ import (
 // demoDevice is a simulated device. run reports a reading every few seconds and obeys a set point, until ctx ends.
 type demoDevice interface {
 	run(ctx context.Context, each time.Duration, say func(saying)) error
-	label() string
+	said(resource, payload string, took time.Duration, err error) saying
+}
+
+// live lets the device report until ctx ends. Where it loses the gateway it says so and connects again, as devices do.
+func live(ctx context.Context, d demoDevice, each time.Duration, say func(saying)) {
+	for ctx.Err() == nil {
+		if err := d.run(ctx, each, say); err != nil && ctx.Err() == nil {
+			say(d.said("", "", 0, err))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // saying is what a device tells the view.
@@ -34,7 +47,7 @@ type saying struct {
 	reported         string        // resource; empty where the device obeys a command
 	payload          string        //
 	took             time.Duration // until the gateway said yes
-	err              error
+	err              error         // not nil: it could not; it tries again
 }
 
 // reading is a plausible value that wanders towards its set point.
@@ -67,7 +80,9 @@ type thermostat struct {
 	reading
 }
 
-func (d *thermostat) label() string { return "CoAP/DTLS PSK" }
+func (d *thermostat) said(resource, payload string, took time.Duration, err error) saying {
+	return saying{d.name, "CoAP/DTLS PSK", resource, payload, took, err}
+}
 
 func (d *thermostat) run(ctx context.Context, each time.Duration, say func(saying)) error {
 	router := mux.NewRouter()
@@ -76,7 +91,7 @@ func (d *thermostat) run(ctx context.Context, each time.Duration, say func(sayin
 		if err != nil {
 			return
 		}
-		say(saying{device: d.name, protocol: d.label(), payload: string(body)})
+		say(d.said("", string(body), 0, nil))
 		w.SetResponse(codes.Changed, message.TextPlain, strings.NewReader(d.obey(body)))
 	})
 	conn, err := coapdtls.Dial(d.address, coapdtls.NewDTLSClientOptions(
@@ -96,7 +111,9 @@ func (d *thermostat) run(ctx context.Context, each time.Duration, say func(sayin
 		if err == nil && resp.Code() != codes.Changed {
 			err = fmt.Errorf("the gateway answered %v", resp.Code())
 		}
-		say(saying{d.name, d.label(), "/sensors/temp", payload, time.Since(began), err})
+		if err == nil {
+			say(d.said("/sensors/temp", payload, time.Since(began), nil))
+		}
 		return err
 	})
 }
@@ -108,7 +125,9 @@ type press struct {
 	reading
 }
 
-func (d *press) label() string { return "MQTT 5/TLS" }
+func (d *press) said(resource, payload string, took time.Duration, err error) saying {
+	return saying{d.name, "MQTT 5/TLS", resource, payload, took, err}
+}
 
 func (d *press) run(ctx context.Context, each time.Duration, say func(saying)) error {
 	conn, err := (&tls.Dialer{Config: d.tls}).DialContext(ctx, "tcp", d.address)
@@ -121,7 +140,7 @@ func (d *press) run(ctx context.Context, each time.Duration, say func(saying)) e
 		Conn: conn,
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) {
 			words := d.obey(p.Packet.Payload)
-			say(saying{device: d.name, protocol: d.label(), payload: string(p.Packet.Payload)})
+			say(d.said("", string(p.Packet.Payload), 0, nil))
 			if pr := p.Packet.Properties; pr != nil && pr.ResponseTopic != "" {
 				answer := &paho.Publish{Topic: pr.ResponseTopic, QoS: 1, Payload: []byte(words),
 					Properties: &paho.PublishProperties{CorrelationData: pr.CorrelationData}}
@@ -150,7 +169,9 @@ func (d *press) run(ctx context.Context, each time.Duration, say func(saying)) e
 		payload := fmt.Appendf(nil, `{"bar":%.1f}`, d.next())
 		began := time.Now()
 		_, err := client.Publish(ctx, &paho.Publish{Topic: "sensors/pressure", QoS: 1, Payload: payload})
-		say(saying{d.name, d.label(), "/sensors/pressure", string(payload), time.Since(began), err})
+		if err == nil {
+			say(d.said("/sensors/pressure", string(payload), time.Since(began), nil))
+		}
 		return err
 	})
 }
