@@ -130,7 +130,7 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 	if err := s.begin(ctx); err != nil {
 		s.fail(err)
 		s.Close()
-		return nil, c.bearer.Judge(err)
+		return nil, err
 	}
 	c.bearer.Judge(nil)
 	return s, nil

@@ -332,7 +332,7 @@ func (f *followers) follow(ctx context.Context, e *entity, path string, levels [
 // start sets the cursor of a container that has none: what is in it when a filter is new was not meant for us.
 func (f *followers) start(ctx context.Context, w *follower, filter string) error {
 	w.poke()
-	if _, ok := f.s.c.notes.cursor(w.address); ok || f.s.c.notes.known(filter) {
+	if _, ok := f.s.c.notes.cursor(w.address); ok || f.s.c.notes.known(filter) || f.s.tree.made(w.address) {
 		return nil
 	}
 	list, err := f.s.fetch(ctx, w, cursor{})

@@ -188,8 +188,8 @@ func (s *session) exchange(ctx context.Context, q *request) (*response, error) {
 		return nil, err
 	}
 	if r.RSC == 401 || r.RSC == rscNotKnown && s.c.cfg.Token != "" {
-		err := msg.Permanent(fmt.Errorf("the CSE does not take our credentials: %w", refused(q, r)))
-		s.fail(s.c.bearer.Judge(err))
+		err := s.c.bearer.Judge(msg.Permanent(fmt.Errorf("the CSE does not take our credentials: %v", refused(q, r)))) // no refusal of the request
+		s.fail(err)
 		return nil, err
 	}
 	return r, nil

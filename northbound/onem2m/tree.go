@@ -24,7 +24,7 @@ type entity struct {
 type tree struct {
 	mu       sync.Mutex
 	entities map[string]*entity     // guarded by mu: by name
-	there    map[string]bool        // guarded by mu: containers by address
+	there    map[string]bool        // guarded by mu: containers by address; true: this session has made it
 	locks    map[string]*sync.Mutex // guarded by mu: by the AE's name, held while something is made below it
 	expires  time.Time              // guarded by mu: when the first of the registrations ends
 }
@@ -46,13 +46,21 @@ func (t *tree) making(name string) *sync.Mutex {
 func (t *tree) has(address string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	_, there := t.there[address]
+	return there
+}
+
+// made tells whether this session has made a container: nothing was in it before.
+func (t *tree) made(address string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	return t.there[address]
 }
 
-func (t *tree) add(address string) {
+func (t *tree) add(address string, made bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.there[address] = true
+	t.there[address] = made
 }
 
 // forget lets a container and those above it be looked for again.
@@ -333,7 +341,7 @@ func (s *session) container(ctx context.Context, e *entity, topic string) (strin
 		if r, answered := errors.AsType[*refusal](err); err != nil && !(answered && meaningOf(r.rsc) == conflict) {
 			return "", err
 		}
-		s.tree.add(at)
+		s.tree.add(at, err == nil)
 	}
 	return address, nil
 }
