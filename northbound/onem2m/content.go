@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -146,6 +147,9 @@ func parseNotifications(data []byte) ([]notification, error) {
 	var parts []json.RawMessage
 	if err := json.Unmarshal(raw, &parts); err != nil {
 		return nil, fmt.Errorf("notification: %w", err)
+	}
+	if len(parts) == 0 {
+		return nil, errors.New("notification: there is none")
 	}
 	list := make([]notification, len(parts))
 	for i, one := range parts {

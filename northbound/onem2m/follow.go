@@ -63,12 +63,6 @@ func (f *followers) rescan() {
 	}
 }
 
-// join lets the containers of one more AE be followed.
-func (f *followers) join(context.Context, *entity) error {
-	f.rescan()
-	return nil
-}
-
 func (w *follower) poke() {
 	select {
 	case w.wake <- struct{}{}:
@@ -87,6 +81,10 @@ func (s *session) listen(ctx context.Context) error {
 			return err
 		}
 	case "poll":
+		if s.c.cfg.PerDev {
+			s.c.env.Health.Set(&SubscriptionRefused, "with ae_per_device there is no polling channel: set notify")
+			return nil
+		}
 		if err := s.channel(ctx); err != nil {
 			return err
 		}

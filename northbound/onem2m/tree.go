@@ -135,9 +135,7 @@ func (s *session) entity(ctx context.Context, name string) (*entity, error) {
 	s.tree.mu.Lock()
 	s.tree.entities[name] = e
 	s.tree.mu.Unlock()
-	if s.c.cfg.PerDev && s.ctx.Err() == nil {
-		return e, s.followers.join(ctx, e)
-	}
+	s.followers.rescan() // for the containers of one more AE
 	return e, nil
 }
 
