@@ -6,7 +6,7 @@ LDFLAGS    = -s -w -X main.version=$(VERSION) -X main.built=$(BUILT)
 GOBUILD    = go build -trimpath -ldflags '$(LDFLAGS)'
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS  = amd64 arm64 arm riscv64
-FUZZTIME  ?= 5s
+FUZZTIME  ?= 3s
 
 .PHONY: help build lint test test32 fuzz cross bench prove package boot ci clean
 
