@@ -27,6 +27,7 @@ type CSE struct {
 	nodes    map[string]*cseNode      // guarded by mu: by structured address
 	ids      map[string]*cseNode      // guarded by mu: by resource id
 	serial   int                      // guarded by mu
+	looked   time.Time                // guarded by mu: when expiry was last looked for
 	received []string                 // guarded by mu: contents of contentInstances from AEs
 	requests []cseMap                 // guarded by mu: what was asked, beside contentInstances
 	channels map[string]chan cseAsked // guarded by mu: polling channels by the AE's id
@@ -57,7 +58,8 @@ type cseNode struct {
 	path, parent string
 	ty           int
 	a            cseMap
-	children     []*cseNode
+	children     []*cseNode // contentInstances and others
+	subs         []*cseNode // those of them that are subscriptions
 }
 
 // cseAsked is a request in a polling channel.
@@ -229,12 +231,17 @@ func (c *CSE) remove(path string) {
 	delete(c.ids, n.a["ri"].(string))
 	if p := c.nodes[n.parent]; p != nil {
 		p.children = slices.DeleteFunc(p.children, func(x *cseNode) bool { return x == n })
+		p.subs = slices.DeleteFunc(p.subs, func(x *cseNode) bool { return x == n })
 	}
 }
 
 // expire removes what has passed its time; mu is held.
 func (c *CSE) expire() {
 	now := time.Now()
+	if now.Sub(c.looked) < time.Second/2 {
+		return
+	}
+	c.looked = now
 	for path, n := range maps.Clone(c.nodes) {
 		if et, ok := n.a["et"].(string); ok && n.ty != 4 {
 			if t, err := time.Parse(cseTime, et); err == nil && now.After(t.Add(time.Second)) {
@@ -394,6 +401,9 @@ func (c *CSE) create(q cseMap, own bool) cseMap {
 	n := &cseNode{path: parent.path + "/" + name, parent: parent.path, ty: ty, a: a}
 	c.nodes[n.path], c.ids[id] = n, n
 	parent.children = append(parent.children, n)
+	if ty == 23 {
+		parent.subs = append(parent.subs, n)
+	}
 	if ty == 15 {
 		c.channels[from] = make(chan cseAsked, 1000)
 	}

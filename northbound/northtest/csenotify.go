@@ -53,8 +53,8 @@ func (c *CSE) notify(q cseMap) cseMap {
 
 // event tells subscriptions that n was made in parent; mu is held.
 func (c *CSE) event(parent, n *cseNode) {
-	for _, sub := range parent.children {
-		if sub.ty != 23 || sub == n || c.quirks.Silent {
+	for _, sub := range parent.subs {
+		if sub == n || c.quirks.Silent {
 			continue
 		}
 		sgn := cseMap{"sur": cseID + "/" + sub.path, "nev": cseMap{"net": 3, "rep": cseMap{cseRoots[n.ty]: maps.Clone(n.a)}}}
