@@ -5,7 +5,9 @@ import (
 	"github.com/drawbridge/drawbridge/northbound"
 	"github.com/drawbridge/drawbridge/northbound/aws"
 	"github.com/drawbridge/drawbridge/northbound/azure"
+	"github.com/drawbridge/drawbridge/northbound/http"
 	northmqtt "github.com/drawbridge/drawbridge/northbound/mqtt"
+	"github.com/drawbridge/drawbridge/northbound/onem2m"
 	"github.com/drawbridge/drawbridge/southbound"
 	"github.com/drawbridge/drawbridge/southbound/coap"
 	"github.com/drawbridge/drawbridge/southbound/mqtt"
@@ -31,6 +33,8 @@ func kinds() builtin {
 		northmqtt.Kind(),
 		aws.Kind(),
 		azure.Kind(),
+		onem2m.Kind(),
+		http.Kind(),
 	} {
 		b.connectors[k.Type] = k
 	}
