@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/northbound"
 	"github.com/drawbridge/drawbridge/northbound/northtest"
@@ -346,4 +347,71 @@ func TestExamine(t *testing.T) {
 			t.Errorf("steps: %+v", steps)
 		}
 	})
+}
+
+func TestPreSharedKeys(t *testing.T) {
+	ke := northtest.HMAC("an enrolment key of 32 octets....")
+	kpsa, err := onem2m.Kpsa(t.Context(), ke, "/id-in")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		change func(*onem2m.Config)
+		good   bool
+	}{
+		"derived from the enrolment key": {func(c *onem2m.Config) { c.EnrolmentKey = "enrolment" }, true},
+		"another key":                    {func(c *onem2m.Config) { c.PSK = "file:kpsa" }, false},
+		"another identity":               {func(c *onem2m.Config) { c.EnrolmentKey, c.PSKID = "enrolment", "gw2@plant7.example" }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := northtest.NewCSE(t)
+			url := c.ServeCoAP(func(id string) []byte {
+				if id == "gw1@plant7.example" {
+					return kpsa
+				}
+				return nil
+			})
+			conn, _ := connector(t, c, url, func(e *northbound.Env, cfg *onem2m.Config) {
+				e.Keys.(*northtest.Keys).MACs = map[string]hwcrypto.MACer{"enrolment": ke}
+				cfg.Key, cfg.PSKID = "", "gw1@plant7.example"
+				test.change(cfg)
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			s, err := conn.Dial(ctx, &northtest.Downlink{})
+			if (err == nil) != test.good {
+				t.Fatalf("error %v", err)
+			}
+			if err == nil {
+				s.Close()
+			}
+		})
+	}
+}
+
+func TestACertificateOfAnotherAuthorityIsRefused(t *testing.T) {
+	for name, b := range bindings {
+		if strings.Contains(name, "pre-shared") {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := northtest.NewCSE(t)
+			conn, _ := connector(t, c, b.serve(c), func(_ *northbound.Env, cfg *onem2m.Config) {
+				if b.change != nil {
+					b.change(t, cfg)
+				}
+				cfg.CA = config.Path(northtest.NewCA(t).File(t))
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			if s, err := conn.Dial(ctx, &northtest.Downlink{}); err == nil {
+				s.Close()
+				t.Fatal("dialled")
+			} else if !msg.IsPermanent(err) {
+				t.Errorf("a person has to mend it: %v", err)
+			}
+		})
+	}
 }

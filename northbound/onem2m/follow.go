@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,7 +36,7 @@ type followers struct {
 	mu      sync.Mutex
 	list    map[string]*follower // guarded by mu: by address
 	subs    map[string]*follower // guarded by mu: by each name that a notification may give the subscription; nil: of a container above
-	fresh   []*follower          // guarded by mu: found since the last look
+	fresh   []*follower          // guarded by mu: new, and not yet settled
 	waiting []chan error         // guarded by mu: of notifications that ask for a look
 }
 
@@ -107,30 +108,44 @@ func (f *followers) run() {
 		case <-f.s.ctx.Done():
 			return
 		}
+		f.mu.Lock()
+		waiting := f.waiting // those who come during the look may be told of what it does not see
+		f.waiting = nil
+		f.mu.Unlock()
 		err := f.look(f.s.ctx)
 		if _, answered := errors.AsType[*refusal](err); err != nil && !answered {
 			f.s.fail(err)
 			return
 		} else if err != nil {
 			f.s.c.env.Log.Warn("commands may come late", "error", err)
+			for _, ch := range waiting {
+				ch <- err
+			}
 			again.Reset(retryPause)
 			continue
 		}
 		again.Reset(time.Hour)
-		f.mu.Lock()
-		fresh, waiting := f.fresh, f.waiting
-		f.fresh, f.waiting = nil, nil
-		f.mu.Unlock()
 		f.s.tasks.Go(func() {
-			var err error
-			for _, w := range fresh {
-				err = errors.Join(err, f.s.await(f.s.ctx, w.ask))
-			}
+			err := f.settled()
 			for _, ch := range waiting {
 				ch <- err
 			}
 		})
 	}
+}
+
+// settled waits until what was in the containers that are new has been settled.
+func (f *followers) settled() (err error) {
+	f.mu.Lock()
+	fresh := slices.Clone(f.fresh)
+	f.mu.Unlock()
+	for _, w := range fresh {
+		err = errors.Join(err, f.s.await(f.s.ctx, w.ask))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fresh = slices.DeleteFunc(f.fresh, func(w *follower) bool { return slices.Contains(fresh, w) })
+	return err
 }
 
 // ask registers whom to tell when what is in the container now is settled.
