@@ -51,6 +51,7 @@ var RetainUnavailable = health.Code{
 // Config is [connector.NAME] with type = "mqtt".
 type Config struct {
 	URL           string           `toml:"url"`
+	Preset        string           `toml:"preset"` // a platform's own topics and limits; empty: any broker
 	Key           string           `toml:"key"` // [key.NAME] with its certificate; empty: none is shown
 	CA            config.Path      `toml:"ca"`  // PEM; empty: the system's roots
 	Version       int              `toml:"version"`
@@ -91,6 +92,7 @@ func (c *Config) Check(s *config.Scope) {
 	if d := time.Duration(c.SessionExpiry); d != 0 && d < time.Second {
 		s.Errorf("session_expiry", "session_expiry: at least \"1s\", or \"0s\" for a clean start each time")
 	}
+	c.checkPreset(s)
 	if len(c.ClientID) > 65535 || len(c.Username) > 65535 {
 		s.Errorf("client_id", "client_id, username: longer than MQTT carries")
 	}
@@ -116,6 +118,7 @@ type = "mqtt"
 url  = "mqtts://broker.plant7.example:8883"   # or "wss://HOST/PATH"; "mqtt://" only on loopback
 key  = "identity"                  # client certificate; without it none is shown
 #ca  = ""                          # system roots where empty
+#preset         = ""               # "cumulocity", "hono", "ibm-mq", "kaa", "thingspeak" or "watson": the platform's topics and limits
 #version        = 5                # or 4 (MQTT 3.1.1)
 #client_id      = ""               # the gateway's id where empty
 #username       = ""
@@ -143,12 +146,12 @@ func open(env northbound.Env, cfg any) (northbound.Connector, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connector %s: url: %w", env.Name, err)
 	}
-	return &Connector{env: env, cfg: *c, url: u}, nil
+	return &Connector{env: env, cfg: c.withPreset(), url: u}, nil
 }
 
 // Limits is northbound.Limited's.
 func (c *Connector) Limits() northbound.Limits {
-	return northbound.Limits{Topic: 65535, Window: c.cfg.Window, KeepAlive: time.Duration(c.cfg.KeepAlive)}
+	return northbound.Limits{Payload: presets[c.cfg.Preset].payload, Topic: 65535, Window: c.cfg.Window, KeepAlive: time.Duration(c.cfg.KeepAlive)}
 }
 
 // Dial is northbound.Connector's.
@@ -192,7 +195,7 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 		s.Close()
 		return nil, explain(err, address.HostPort(), address.TLS)
 	}
-	return s, nil
+	return c.bound(s), nil
 }
 
 // address makes the TLS configuration anew each time: certificates are renewed while the gateway runs.
