@@ -130,7 +130,8 @@ func (s *session) waitsFor(topic string) bool {
 // seen is the newest version of a shadow that was delivered. Its mutex is held during deliveries: those of one shadow come one by one.
 type seen struct {
 	mu      sync.Mutex
-	version int64 // guarded by mu
+	version int64    // guarded by mu
+	in      *session // guarded by mu; in which it was delivered
 }
 
 const seenMax = 10_000 // shadows
@@ -150,7 +151,8 @@ func (c *Connector) seen(prefix string) *seen {
 }
 
 // got takes the shadow's document and delivers what differs between desired and reported state. What it says of the version
-// holds even where it is lower than before: the shadow was deleted then.
+// holds even where it is lower than before: the shadow was deleted then. But where this very session has delivered a
+// newer one, the answer was overtaken on its way: publications are handled side by side.
 func (s *session) got(ctx context.Context, r reserved, p msg.Publication) error {
 	var doc struct {
 		State struct {
@@ -164,7 +166,7 @@ func (s *session) got(ctx context.Context, r reserved, p msg.Publication) error 
 	v := s.c.seen(r.prefix)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.version == doc.Version || len(doc.State.Delta) == 0 {
+	if v.version == doc.Version || v.in == s && doc.Version < v.version || len(doc.State.Delta) == 0 {
 		return nil
 	}
 	body, err := json.Marshal(struct {
@@ -200,6 +202,6 @@ func (s *session) deliver(ctx context.Context, v *seen, version int64, p msg.Pub
 	if _, err := s.down.Deliver(ctx, p); err != nil {
 		return err
 	}
-	v.version = version
+	v.version, v.in = version, s
 	return nil
 }
