@@ -141,7 +141,7 @@ func TestACSEThatIsUnwellIsTriedAgainAndTakesEachOnce(t *testing.T) {
 func TestTheRegistrationIsRenewed(t *testing.T) {
 	t.Parallel()
 	c := northtest.NewCSE(t)
-	conn, _ := connector(t, c, c.ServeHTTP(), nil)
+	conn, _ := connector(t, c, c.ServeHTTP(), func(_ *northbound.Env, cfg *onem2m.Config) { cfg.Allow = []string{"Coperator"} })
 	c.Quirks(northtest.CSEQuirks{MaxLife: 3 * time.Second})
 	d := &northtest.Downlink{Filters: []string{"cmd/#"}}
 	s := dial(t, conn, d)
@@ -154,11 +154,15 @@ func TestTheRegistrationIsRenewed(t *testing.T) {
 		b, _ := time.Parse("20060102T150405", et)
 		return b.Sub(a) >= 6*time.Second
 	})
-	for _, path := range []string{"cse-in/gw1/dt/th-17/temp", "cse-in/gw1/cmd"} {
+	for _, path := range []string{
+		"cse-in/gw1/dt/th-17/temp", "cse-in/gw1/cmd", "cse-in/gw1/cmd/drawbridge", "cse-in/gw1/drawbridge-pch", "cse-in/gw1/drawbridge",
+	} {
 		if !c.Has(path) {
 			t.Errorf("%s has expired", path)
 		}
 	}
+	c.Put("gw1/cmd/set", map[string]any{"con": "21"})
+	northtest.Await(t, "the command", func() bool { return len(d.Got()) == 1 })
 	if s.Context().Err() != nil {
 		t.Errorf("the session ended: %v", context.Cause(s.Context()))
 	}

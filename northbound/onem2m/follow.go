@@ -64,6 +64,14 @@ func (f *followers) rescan() {
 	}
 }
 
+// renew has the subscriptions renewed.
+func (f *followers) renew() {
+	f.mu.Lock()
+	clear(f.subs)
+	f.mu.Unlock()
+	f.rescan()
+}
+
 func (w *follower) poke() {
 	select {
 	case w.wake <- struct{}{}:

@@ -17,16 +17,29 @@ const (
 // channel makes the polling channel and starts to poll it (TS-0001 clause 10.2.5).
 func (s *session) channel(ctx context.Context) error {
 	e := s.tree.entity(s.c.cfg.AE)
-	a := map[string]any{"rn": channelName, "et": s.end()}
-	_, err := s.ask(ctx, &request{Op: opCreate, To: e.address, From: e.id, Type: tyPCH, Content: represent("m2m:pch", a)})
-	if r, answered := errors.AsType[*refusal](err); err != nil && !(answered && meaningOf(r.rsc) == conflict) {
-		return fmt.Errorf("polling channel: %w", err)
+	if err := s.keepChannel(ctx, e); err != nil {
+		return err
 	}
+	s.polls = true
 	s.tasks.Go(func() {
 		if err := s.poll(e, e.address+"/"+channelName+"/pcu"); err != nil {
 			s.fail(fmt.Errorf("polling channel: %w", err))
 		}
 	})
+	return nil
+}
+
+// keepChannel makes the polling channel, or renews it.
+func (s *session) keepChannel(ctx context.Context, e *entity) error {
+	a := map[string]any{"rn": channelName, "et": s.end()}
+	_, err := s.ask(ctx, &request{Op: opCreate, To: e.address, From: e.id, Type: tyPCH, Content: represent("m2m:pch", a)})
+	if r, answered := errors.AsType[*refusal](err); answered && meaningOf(r.rsc) == conflict {
+		delete(a, "rn")
+		_, err = s.ask(ctx, &request{Op: opUpdate, To: e.address + "/" + channelName, From: e.id, Content: represent("m2m:pch", a)})
+	}
+	if err != nil {
+		return fmt.Errorf("polling channel: %w", err)
+	}
 	return nil
 }
 

@@ -30,6 +30,7 @@ type session struct {
 
 	tree      tree
 	followers followers
+	polls     bool // a polling channel is open; set before keep starts
 
 	lanes  *lanes.Lanes
 	serial atomic.Uint64 // of requests

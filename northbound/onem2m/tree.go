@@ -17,7 +17,7 @@ type entity struct {
 	name    string
 	id      string // AE-ID: the originator of its requests
 	address string // SP-relative
-	acp     string // resource id of the policy of its containers; empty: the CSE's own
+	acp     string // address of the policy of its containers; empty: the CSE's own
 }
 
 // tree is what the session knows to be at the CSE.
@@ -26,7 +26,7 @@ type tree struct {
 	entities map[string]*entity     // guarded by mu: by name
 	there    map[string]bool        // guarded by mu: containers by address; true: this session has made it
 	locks    map[string]*sync.Mutex // guarded by mu: by the AE's name, held while something is made below it
-	expires  time.Time              // guarded by mu: when the first of the registrations ends
+	due      time.Time              // guarded by mu: when the first of the registrations is to be renewed; zero: there is none
 }
 
 func (t *tree) init() {
@@ -128,7 +128,8 @@ func (s *session) entity(ctx context.Context, name string) (*entity, error) {
 		return nil, err
 	}
 	if len(s.c.cfg.Allow) > 0 {
-		if err := s.permit(ctx, e); err != nil {
+		var err error
+		if e.acp, err = s.policy(ctx, e); err != nil {
 			return nil, err
 		}
 	}
@@ -204,7 +205,7 @@ func (s *session) register(ctx context.Context, e *entity) error {
 				return err
 			}
 		}
-		s.tree.granted(s.lifeOf(text(got["et"])))
+		s.granted(text(got["et"]))
 	}
 	return s.c.notes.change(func(d *noted) bool {
 		changed := d.IDs[e.name] != e.id
@@ -220,57 +221,74 @@ func (s *session) renew(ctx context.Context, e *entity) error {
 		return err
 	}
 	got, _ := attributes(r.Content)
-	s.tree.granted(s.lifeOf(text(got["et"])))
+	s.granted(text(got["et"]))
 	return nil
 }
 
-// lifeOf gives the end that the CSE has granted, or the one that was asked for.
-func (s *session) lifeOf(et string) time.Time {
-	if t, err := parseTime(et); err == nil {
-		return t
+// granted notes the end of a registration that the CSE has granted, or else the one that was asked for: it is renewed
+// when a third of its life has passed.
+func (s *session) granted(et string) {
+	now := s.c.env.Now()
+	end, err := parseTime(et)
+	if err != nil {
+		end = now.Add(time.Duration(s.c.cfg.Lifetime))
 	}
-	return s.c.env.Now().Add(time.Duration(s.c.cfg.Lifetime))
+	due := now.Add(max(end.Sub(now)/3, time.Second))
+	s.tree.mu.Lock()
+	defer s.tree.mu.Unlock()
+	if s.tree.due.IsZero() || due.Before(s.tree.due) {
+		s.tree.due = due
+	}
 }
 
-// granted notes the end of a registration.
-func (t *tree) granted(end time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.expires.IsZero() || end.Before(t.expires) {
-		t.expires = end
+// isDue tells whether a renewal is due, and then counts it as under way.
+func (s *session) isDue() bool {
+	s.tree.mu.Lock()
+	defer s.tree.mu.Unlock()
+	if s.tree.due.IsZero() || s.c.env.Now().Before(s.tree.due) {
+		return false
 	}
+	s.tree.due = time.Time{}
+	return true
 }
 
-// keep renews everything that ends, when a third of its life has passed.
+// keep renews in time everything that ends.
 func (s *session) keep() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
 	for {
-		s.tree.mu.Lock()
-		wait := max(s.tree.expires.Sub(s.c.env.Now())/3, time.Second)
-		s.tree.mu.Unlock()
-		timer := time.NewTimer(wait)
 		select {
-		case <-timer.C:
+		case <-tick.C:
 		case <-s.ctx.Done():
-			timer.Stop()
 			return
 		}
-		s.tree.mu.Lock()
-		s.tree.expires = time.Time{}
-		s.tree.mu.Unlock()
+		if !s.isDue() {
+			continue
+		}
 		for _, e := range s.tree.all() {
 			if err := s.renewAll(e); err != nil {
 				s.fail(fmt.Errorf("renewal: %w", err))
 				return
 			}
 		}
-		s.followers.rescan()
+		s.followers.renew()
 	}
 }
 
-// renewAll renews an AE and the containers below it, which a CSE does not let outlive it.
+// renewAll renews an AE and what is below it, which a CSE does not let outlive it.
 func (s *session) renewAll(e *entity) error {
 	if err := s.renew(s.ctx, e); err != nil {
 		return err
+	}
+	if s.polls {
+		if err := s.keepChannel(s.ctx, e); err != nil {
+			return err
+		}
+	}
+	if e.acp != "" {
+		if _, err := s.policy(s.ctx, e); err != nil {
+			return err
+		}
 	}
 	for _, a := range s.tree.containers(e.address) {
 		_, err := s.ask(s.ctx, &request{Op: opUpdate, To: a, From: e.id, Content: represent("m2m:cnt", map[string]any{"et": s.end()})})
@@ -294,8 +312,8 @@ const (
 	mayAll     = 63
 )
 
-// permit makes the policy under which others may read and command.
-func (s *session) permit(ctx context.Context, e *entity) error {
+// policy makes the policy under which others may read and command, or renews it, and gives its address.
+func (s *session) policy(ctx context.Context, e *entity) (string, error) {
 	own := map[string]any{"acor": []string{e.id}, "acop": mayAll}
 	a := map[string]any{
 		"rn": policyName, "et": s.end(),
@@ -309,10 +327,9 @@ func (s *session) permit(ctx context.Context, e *entity) error {
 		_, err = s.ask(ctx, &request{Op: opUpdate, To: to, From: e.id, Content: represent("m2m:acp", a)})
 	}
 	if err != nil {
-		return fmt.Errorf("policy: %w", err)
+		return "", fmt.Errorf("policy: %w", err)
 	}
-	e.acp = to
-	return nil
+	return to, nil
 }
 
 // container gives the address of a container, with what is missing of it made.
