@@ -52,8 +52,8 @@ var RetainUnavailable = health.Code{
 type Config struct {
 	URL           string           `toml:"url"`
 	Preset        string           `toml:"preset"` // a platform's own topics and limits; empty: any broker
-	Key           string           `toml:"key"` // [key.NAME] with its certificate; empty: none is shown
-	CA            config.Path      `toml:"ca"`  // PEM; empty: the system's roots
+	Key           string           `toml:"key"`    // [key.NAME] with its certificate; empty: none is shown
+	CA            config.Path      `toml:"ca"`     // PEM; empty: the system's roots
 	Version       int              `toml:"version"`
 	ClientID      string           `toml:"client_id"` // empty: the gateway's id
 	Username      string           `toml:"username"`
