@@ -344,12 +344,14 @@ func TestWhatAProxyAnswersIsNotWhatTheCSEMeans(t *testing.T) {
 
 func TestExamine(t *testing.T) {
 	each(t, func(t *testing.T, _ *northtest.CSE, conn northbound.Connector) {
-		dial(t, conn, &northtest.Downlink{}).Close()
+		s := dial(t, conn, &northtest.Downlink{Filters: []string{"cmd/set"}})
 		var steps []northbound.Step
 		conn.(northbound.Examined).Examine(t.Context(), func(s northbound.Step) { steps = append(steps, s) })
 		if len(steps) == 0 || steps[len(steps)-1].Err != nil || !strings.Contains(steps[len(steps)-1].Note, `CSEBase "cse-in" of "/id-in"`) {
 			t.Errorf("steps: %+v", steps)
 		}
+		errs, ended := outcome(t, s, publications("a", 2)) // the session that was there still is
+		clean(t, errs, ended)
 	})
 }
 

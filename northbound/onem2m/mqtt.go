@@ -57,9 +57,14 @@ func (s *session) dialMQTT(ctx context.Context) (wire, error) {
 	if id == "" {
 		id = c.originator(c.cfg.AE)
 	}
-	w.session, err = mqtt.Start(ctx, conn, mqtt.Options{
+	o := mqtt.Options{
 		Version: mqtt.V311, ClientID: "A::" + id, SessionExpiry: 24 * time.Hour, Window: 2 * c.cfg.Parallel, Now: c.env.Now, Receive: w.receive,
-	})
+	}
+	if s.down == nil { // doctor: a gateway that runs keeps its session, and its notifications
+		o.ClientID, o.SessionExpiry = o.ClientID+"-doctor", 0
+		w.notify = func(*request) {}
+	}
+	w.session, err = mqtt.Start(ctx, conn, o)
 	if err != nil {
 		return nil, a.Explain(err)
 	}

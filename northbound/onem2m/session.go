@@ -21,7 +21,7 @@ const (
 // session is the gateway at one CSE.
 type session struct {
 	c    *Connector
-	down northbound.Downlink
+	down northbound.Downlink // nil: doctor only looks whether the CSE answers
 	wire wire
 
 	ctx    context.Context // ends with the cause for which the session does
