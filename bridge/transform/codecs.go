@@ -246,7 +246,7 @@ const maxDigits = 400
 func numbers(v any) any {
 	switch v := v.(type) {
 	case json.Number:
-		if n, err := v.Int64(); err == nil {
+		if n, err := v.Int64(); err == nil && int64(int(n)) == n { // an int has 32 bits on some gateways
 			return int(n)
 		}
 		if s := v.String(); !strings.ContainsAny(s, ".eE") && len(s) <= maxDigits {

@@ -227,7 +227,7 @@ func (l *listener) readStream(s *session) error {
 		if err != nil {
 			return err
 		}
-		n, err := frameLength(r, head>>4)
+		length, err := frameLength(r, head>>4)
 		if err != nil {
 			return err
 		}
@@ -235,9 +235,10 @@ func (l *listener) readStream(s *session) error {
 		if tkl > message.MaxTokenSize {
 			return &abort{"token length"}
 		}
-		if n > limit {
+		if length > int64(limit) {
 			return &abort{"message too large"}
 		}
+		n := int(length)
 		code, err := r.ReadByte()
 		if err != nil {
 			return err
@@ -267,20 +268,21 @@ func (l *listener) readStream(s *session) error {
 	}
 }
 
-func frameLength(r io.Reader, nibble byte) (int, error) {
+// frameLength gives the length of options and payload, which is more than 32 bits hold.
+func frameLength(r io.Reader, nibble byte) (int64, error) {
 	var b [4]byte
 	switch nibble {
 	case 13:
 		_, err := io.ReadFull(r, b[3:])
-		return int(b[3]) + 13, err
+		return int64(b[3]) + 13, err
 	case 14:
 		_, err := io.ReadFull(r, b[2:])
-		return int(binary.BigEndian.Uint16(b[2:])) + 269, err
+		return int64(binary.BigEndian.Uint16(b[2:])) + 269, err
 	case 15:
 		_, err := io.ReadFull(r, b[:])
-		return int(binary.BigEndian.Uint32(b[:])) + 65805, err
+		return int64(binary.BigEndian.Uint32(b[:])) + 65805, err
 	}
-	return int(nibble), nil
+	return int64(nibble), nil
 }
 
 // appendFrame appends a message for a stream that was encoded for a datagram.
