@@ -6,7 +6,7 @@ LDFLAGS    = -s -w -X main.version=$(VERSION) -X main.built=$(BUILT)
 GOBUILD    = go build -trimpath -ldflags '$(LDFLAGS)'
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS  = amd64 arm64 arm riscv64
-FUZZTIME  ?= 3s
+FUZZTIME  ?= 5000x
 
 .PHONY: help build lint test test32 fuzz cross bench prove package boot ci clean
 
@@ -28,7 +28,7 @@ test: ## every test, against real peers where they are installed
 test32: ## the same as a 32-bit program without cgo
 	CGO_ENABLED=0 GOARCH=386 go test -timeout 15m ./...
 
-fuzz: ## every parser of outside bytes, FUZZTIME each
+fuzz: ## every parser of outside bytes, FUZZTIME each: a count such as 5000x, or a time such as 10m
 	.ci/fuzz $(FUZZTIME)
 
 cross: ## build for every platform that is shipped, into dist/
