@@ -20,6 +20,7 @@ type coapDevice struct {
 	token uint32
 	buf   []byte
 	out   []byte
+	sent  int64 // requests, retransmissions included
 }
 
 func dialCoAP(ctx context.Context, addr, identity string, psk []byte) (*coapDevice, error) {
@@ -76,6 +77,7 @@ func (d *coapDevice) request(code byte, path string, payload []byte, wait time.D
 		if _, err := d.Write(o); err != nil {
 			return 0, err
 		}
+		d.sent++
 		d.SetReadDeadline(time.Now().Add(wait))
 		for {
 			n, err := d.Read(d.buf)

@@ -79,8 +79,8 @@ func TestProveAway(t *testing.T) {
 	cloud.mu.Lock()
 	defer cloud.mu.Unlock()
 	for device, arrived := range cloud.arrived {
-		if err := inOrder(arrived); err != nil {
-			t.Errorf("device %s: %v", device, err)
+		if again, err := inOrder(arrived); err != nil || again > 0 {
+			t.Errorf("device %s: %d came twice, %v", device, again, err)
 		}
 		if n := missing(arrived, each); n > 0 {
 			t.Errorf("device %s: %d messages are missing", device, n)
