@@ -8,6 +8,9 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS  = amd64 arm64 arm riscv64
 FUZZTIME  ?= 5000x
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
 .PHONY: help build lint test test32 fuzz cross bench prove package boot ci clean
 
 help: ## list the targets
@@ -37,11 +40,11 @@ cross: ## build for every platform that is shipped, into dist/
 		CGO_ENABLED=0 GOOS=linux GOARCH=$$a GOARM=7 $(GOBUILD) -o dist/drawbridge-linux-$$a ./cmd/drawbridge || exit 1; \
 	done
 
-bench: build ## speed and memory, as ratios against a peer in the same run
-	go test -run '^$$' -bench . -benchtime 1x -count 1 -timeout 30m ./cmd/drawbridge
+bench: ## speed and memory, as ratios against a peer in the same run; PKG=./dir for one package
+	go test -p 1 -run '^$$' -bench '^Benchmark(Beside|Footprint)' -benchtime 1x -count 1 -timeout 60m -v $(or $(PKG),./...) | grep -E '^(bench: |--- FAIL|FAIL|panic)|_test.go:'
 
 prove: ## the heavy proofs: kills, power cuts, floods; one line per claim
-	DRAWBRIDGE_PROVE=1 go test -count 1 -timeout 60m -run 'Prove' -v ./... | grep -E 'prove: |^(---|ok|FAIL|panic)'
+	DRAWBRIDGE_PROVE=1 go test -p 1 -count 1 -timeout 90m -run '^TestProve' -v $(or $(PKG),./...) | grep -E 'prove: |^(---|ok|FAIL|panic)'
 
 package: ## deb and rpm for this machine's architecture, into dist/
 	packaging/build

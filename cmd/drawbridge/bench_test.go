@@ -67,9 +67,9 @@ func (s *site) benchCloud() {
 	s.startCloud("max_queued_messages 0", "max_inflight_messages 2000", "set_tcp_nodelay true", "listener "+port+" 127.0.0.1", "allow_anonymous true")
 }
 
-// BenchmarkMQTT sends QoS 1 over TLS from devices through the gateway to a broker, and the same through a mosquitto bridge. The gateway
+// BenchmarkBesideMosquittoBridge sends QoS 1 over TLS from devices through the gateway to a broker, and the same through a mosquitto bridge. The gateway
 // syncs every message to disk before it acknowledges; mosquitto does not store any.
-func BenchmarkMQTT(b *testing.B) {
+func BenchmarkBesideMosquittoBridge(b *testing.B) {
 	for _, load := range []struct{ publishers, window, messages int }{{50, 50, 200_000}, {1, 50, 50_000}} {
 		b.Run(fmt.Sprintf("publishers=%d", load.publishers), func(b *testing.B) {
 			var ours, theirs []benchRun
@@ -210,9 +210,9 @@ func benchMQTT(b *testing.B, publishers, window, messages int, start func(*site)
 	return r
 }
 
-// BenchmarkCoAP sends confirmable PUTs over DTLS with PSK from many devices to the gateway, which syncs each to disk before it answers,
+// BenchmarkBesideLibcoap sends confirmable PUTs over DTLS with PSK from many devices to the gateway, which syncs each to disk before it answers,
 // and to libcoap's server, which answers without storing.
-func BenchmarkCoAP(b *testing.B) {
+func BenchmarkBesideLibcoap(b *testing.B) {
 	for _, devices := range []int{1, 32, 256} {
 		b.Run(fmt.Sprintf("devices=%d", devices), func(b *testing.B) {
 			var ours, theirs []benchRun
