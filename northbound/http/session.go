@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -88,7 +87,7 @@ func (c *Connector) session(ctx context.Context) (*session, error) {
 		TLSHandshakeTimeout: 15 * time.Second, ForceAttemptHTTP2: true,
 	}
 	if c.url.Scheme == "https" {
-		t, err := c.tls(ctx)
+		t, err := mqtt.ClientTLS(ctx, c.env, string(c.cfg.CA), c.cfg.Key)
 		if err != nil {
 			return nil, err
 		}
@@ -123,26 +122,6 @@ func (c *Connector) session(ctx context.Context) (*session, error) {
 	}
 	s.lanes = lanes.New(s.ctx, o)
 	return s, nil
-}
-
-// tls makes the configuration anew each time: certificates are renewed while the gateway runs.
-func (c *Connector) tls(ctx context.Context) (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12, Time: c.env.Now, ServerName: c.url.Hostname()}
-	if c.cfg.CA != "" {
-		roots, err := mqtt.LoadCA(string(c.cfg.CA))
-		if err != nil {
-			return nil, err
-		}
-		t.RootCAs = roots
-	}
-	if c.cfg.Key != "" {
-		cert, err := c.env.Keys.Certificate(ctx, c.cfg.Key)
-		if err != nil {
-			return nil, fmt.Errorf("key %s: %w", c.cfg.Key, err)
-		}
-		t.Certificates = []tls.Certificate{*cert}
-	}
-	return t, nil
 }
 
 // explain says in plain words why the service could not be reached. The URL stays out of it.

@@ -16,13 +16,10 @@ package mqtt
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -198,47 +195,23 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 	return c.bound(s), nil
 }
 
-// address makes the TLS configuration anew each time: certificates are renewed while the gateway runs.
+// address gives where the broker is reached.
 func (c *Connector) address(ctx context.Context) (Address, error) {
 	a := Address{URL: c.url}
 	if !a.secure() {
 		return a, nil
 	}
-	a.TLS = &tls.Config{MinVersion: tls.VersionTLS12, Time: c.env.Now}
+	var err error
+	if a.TLS, err = ClientTLS(ctx, c.env, string(c.cfg.CA), c.cfg.Key); err != nil {
+		return a, err
+	}
 	if c.url.Scheme == "mqtts" && c.url.Port() == "443" {
 		a.TLS.NextProtos = []string{"mqtt"}
 	}
 	if c.url.Scheme == "wss" {
 		a.TLS.NextProtos = []string{"http/1.1"}
 	}
-	if c.cfg.CA != "" {
-		roots, err := LoadCA(string(c.cfg.CA))
-		if err != nil {
-			return a, err
-		}
-		a.TLS.RootCAs = roots
-	}
-	if c.cfg.Key != "" {
-		cert, err := c.env.Keys.Certificate(ctx, c.cfg.Key)
-		if err != nil {
-			return a, fmt.Errorf("key %s: %w", c.cfg.Key, err)
-		}
-		a.TLS.Certificates = []tls.Certificate{*cert}
-	}
 	return a, nil
-}
-
-// LoadCA reads the PEM file of CA certificates.
-func LoadCA(path string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, msg.Permanent(fmt.Errorf("ca %s: no PEM certificate in it", path))
-	}
-	return pool, nil
 }
 
 func (c *Connector) options(ctx context.Context) (Options, error) {

@@ -84,23 +84,13 @@ func (s *session) dialWire(ctx context.Context) (wire, error) {
 	return nil, msg.Permanent(fmt.Errorf("url: %q is no binding", s.c.url.Scheme))
 }
 
-// tls makes the configuration anew each time: certificates are renewed while the gateway runs.
+// tls makes the configuration of a client for each session anew: certificates are renewed while the gateway runs.
 func (c *Connector) tls(ctx context.Context) (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12, Time: c.env.Now, ServerName: c.url.Hostname()}
-	if c.cfg.CA != "" {
-		roots, err := mqtt.LoadCA(string(c.cfg.CA))
-		if err != nil {
-			return nil, err
-		}
-		t.RootCAs = roots
+	t, err := mqtt.ClientTLS(ctx, c.env, string(c.cfg.CA), c.cfg.Key)
+	if err != nil {
+		return nil, err
 	}
-	if c.cfg.Key != "" {
-		cert, err := c.env.Keys.Certificate(ctx, c.cfg.Key)
-		if err != nil {
-			return nil, fmt.Errorf("key %s: %w", c.cfg.Key, err)
-		}
-		t.Certificates = []tls.Certificate{*cert}
-	}
+	t.ServerName = c.url.Hostname()
 	return t, nil
 }
 
