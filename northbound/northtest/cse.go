@@ -211,6 +211,22 @@ func (c *CSE) Attributes(path string) map[string]any {
 	return nil
 }
 
+// Contents gives those of the contentInstances in a container, such as "gw1/dt", in the order of their creation.
+func (c *CSE) Contents(container string) (list []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.nodes[cseName+"/"+container]
+	if n == nil {
+		return nil
+	}
+	for _, child := range n.children {
+		if child.ty == 4 {
+			list = append(list, fmt.Sprint(child.a["con"]))
+		}
+	}
+	return list
+}
+
 // Remove deletes a resource and all below it, as expiry does.
 func (c *CSE) Remove(path string) {
 	c.mu.Lock()
