@@ -3,6 +3,7 @@ package hwcrypto
 import (
 	"context"
 	"crypto"
+	"crypto/ecdh"
 	"time"
 )
 
@@ -16,6 +17,18 @@ const (
 // module that signs has it; crypto.Signer, which knows no context, is served by it.
 type ContextSigner interface {
 	SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
+}
+
+// Ephemeral is a key on P-256 for one agreement. In a chip it was made, and does not leave it; Close is for one that is not used.
+type Ephemeral interface {
+	Agreer
+	PublicKey() *ecdh.PublicKey
+	Close(ctx context.Context) error
+}
+
+// EphemeralMaker is the ability of a key to have its chip make keys for one agreement each. Nothing of them is kept in the token.
+type EphemeralMaker interface {
+	Ephemeral(ctx context.Context) (Ephemeral, error)
 }
 
 // HashBound is the ability of a key to say that the chip signs with some hashes only.

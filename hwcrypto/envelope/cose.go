@@ -3,13 +3,16 @@ package envelope
 import (
 	"context"
 	"crypto"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/msg"
 )
 
-// The CBOR tags of RFC 9052. The header labels stand in the tags of the structs below: 1 alg, 2 crit, 4 kid, 5 IV, -20 salt.
+// The CBOR tags of RFC 9052. The header labels stand in the tags of the structs below: 1 alg, 2 crit, 3 content type, 4 kid, 5 IV,
+// 15 CWT claims (RFC 9597), -20 salt.
 const (
 	tagEncrypt0 = 16
 	tagSign1    = 18
@@ -37,8 +40,57 @@ type unprotected struct {
 }
 
 type protected struct {
-	Alg  int64           `cbor:"1,keyasint"`
-	Crit cbor.RawMessage `cbor:"2,keyasint,omitempty"`
+	Alg    int64           `cbor:"1,keyasint"`
+	Crit   cbor.RawMessage `cbor:"2,keyasint,omitempty"`
+	Type   any             `cbor:"3,keyasint,omitempty"` // text, or the number of a Content-Format
+	Claims cwtClaims       `cbor:"15,keyasint,omitzero"`
+}
+
+// cwtClaims are the claims of RFC 8392 section 4.
+type cwtClaims struct {
+	Issuer   string `cbor:"1,keyasint,omitempty"`
+	Subject  string `cbor:"2,keyasint,omitempty"`
+	Audience string `cbor:"3,keyasint,omitempty"`
+	Expires  any    `cbor:"4,keyasint,omitempty"`
+	Time     any    `cbor:"6,keyasint,omitempty"`
+	ID       []byte `cbor:"7,keyasint,omitempty"`
+}
+
+func protect(alg int64, e msg.Envelope) ([]byte, error) {
+	h := protected{Alg: alg, Claims: cwtClaims{Issuer: e.Issuer, Subject: e.Subject, Audience: e.Audience, ID: []byte(e.ID)}}
+	if e.Type != "" {
+		h.Type = e.Type
+	}
+	if !e.Expires.IsZero() {
+		h.Claims.Expires = e.Expires.Unix()
+	}
+	if !e.Time.IsZero() {
+		h.Claims.Time = e.Time.Unix()
+	}
+	return encode(h)
+}
+
+// open gives what the header says of a payload that is authentic.
+func (h *protected) open(payload []byte) (e msg.Envelope, err error) {
+	e = msg.Envelope{ID: string(h.Claims.ID), Issuer: h.Claims.Issuer, Subject: h.Claims.Subject, Audience: h.Claims.Audience, Payload: nonNil(payload)}
+	e.Type, _ = h.Type.(string)
+	if e.Time, err = cwtDate(h.Claims.Time); err == nil {
+		e.Expires, err = cwtDate(h.Claims.Expires)
+	}
+	return e, err
+}
+
+// cwtDate reads a NumericDate of RFC 8392 section 2: an integer or a floating-point number of seconds.
+func cwtDate(v any) (time.Time, error) {
+	switch n := v.(type) {
+	case nil:
+		return time.Time{}, nil
+	case uint64:
+		return numericDate(float64(n))
+	case float64:
+		return numericDate(n)
+	}
+	return time.Time{}, ErrOpen
 }
 
 func encode(v any) ([]byte, error) {
@@ -72,16 +124,16 @@ func structure(context string, head, payload []byte) ([]byte, error) {
 }
 
 // SignCOSE gives the payload as a tagged COSE_Sign1, by ES256 or ES384 as the key is.
-func SignCOSE(ctx context.Context, k crypto.Signer, kid string, payload []byte) ([]byte, error) {
+func SignCOSE(ctx context.Context, k crypto.Signer, kid string, e msg.Envelope) ([]byte, error) {
 	a, err := signingOf(k.Public())
 	if err != nil {
 		return nil, err
 	}
-	head, err := encode(protected{Alg: a.cose})
+	head, err := protect(a.cose, e)
 	if err != nil {
 		return nil, err
 	}
-	input, err := structure("Signature1", head, nonNil(payload))
+	input, err := structure("Signature1", head, nonNil(e.Payload))
 	if err != nil {
 		return nil, err
 	}
@@ -89,38 +141,38 @@ func SignCOSE(ctx context.Context, k crypto.Signer, kid string, payload []byte) 
 	if err != nil {
 		return nil, err
 	}
-	return encode(cbor.Tag{Number: tagSign1, Content: sign1{Protected: head, Unprotected: unprotected{Kid: []byte(kid)}, Payload: nonNil(payload), Signature: sig}})
+	return encode(cbor.Tag{Number: tagSign1, Content: sign1{Protected: head, Unprotected: unprotected{Kid: []byte(kid)}, Payload: nonNil(e.Payload), Signature: sig}})
 }
 
-// VerifyCOSE gives the payload of a COSE_Sign1 by the public key's owner, or ErrOpen.
-func VerifyCOSE(pub crypto.PublicKey, msg []byte) ([]byte, error) {
+// VerifyCOSE opens a COSE_Sign1 by the public key's owner, or gives ErrOpen.
+func VerifyCOSE(pub crypto.PublicKey, sealed []byte) (msg.Envelope, error) {
 	a, err := signingOf(pub)
 	if err != nil {
-		return nil, err
+		return msg.Envelope{}, err
 	}
 	var m sign1
 	var head protected
-	if !decodeTagged(msg, tagSign1, &m) || !decode(m.Protected, &head) || head.Alg != a.cose || head.Crit != nil {
-		return nil, ErrOpen
+	if !decodeTagged(sealed, tagSign1, &m) || !decode(m.Protected, &head) || head.Alg != a.cose || head.Crit != nil {
+		return msg.Envelope{}, ErrOpen
 	}
 	input, err := structure("Signature1", m.Protected, nonNil(m.Payload))
 	if err != nil {
-		return nil, err
+		return msg.Envelope{}, err
 	}
 	if !a.verify(pub, input, m.Signature) {
-		return nil, ErrOpen
+		return msg.Envelope{}, ErrOpen
 	}
-	return nonNil(m.Payload), nil
+	return head.open(m.Payload)
 }
 
 // EncryptCOSE gives the payload as a tagged COSE_Encrypt0.
-func EncryptCOSE(ctx context.Context, m hwcrypto.MACer, c Cipher, kid string, payload []byte) ([]byte, error) {
+func EncryptCOSE(ctx context.Context, m hwcrypto.MACer, c Cipher, kid string, e msg.Envelope) ([]byte, error) {
 	salt, nonce := random(saltSize), random(nonceSize)
 	gcm, err := contentKey(ctx, m, c, salt)
 	if err != nil {
 		return nil, err
 	}
-	head, err := encode(protected{Alg: ciphers[c].cose})
+	head, err := protect(ciphers[c].cose, e)
 	if err != nil {
 		return nil, err
 	}
@@ -129,16 +181,16 @@ func EncryptCOSE(ctx context.Context, m hwcrypto.MACer, c Cipher, kid string, pa
 		return nil, err
 	}
 	return encode(cbor.Tag{Number: tagEncrypt0, Content: encrypt0{Protected: head,
-		Unprotected: unprotected{Kid: []byte(kid), IV: nonce, Salt: salt}, Ciphertext: gcm.Seal(nil, nonce, payload, aad)}})
+		Unprotected: unprotected{Kid: []byte(kid), IV: nonce, Salt: salt}, Ciphertext: gcm.Seal(nil, nonce, e.Payload, aad)}})
 }
 
-// DecryptCOSE gives the payload of a COSE_Encrypt0 under the chip's key, or ErrOpen. An error of the chip is given as it is.
-func DecryptCOSE(ctx context.Context, m hwcrypto.MACer, msg []byte) ([]byte, error) {
+// DecryptCOSE opens a COSE_Encrypt0 under the chip's key, or gives ErrOpen. An error of the chip is given as it is.
+func DecryptCOSE(ctx context.Context, m hwcrypto.MACer, sealed []byte) (msg.Envelope, error) {
 	var e encrypt0
 	var head protected
-	if !decodeTagged(msg, tagEncrypt0, &e) || !decode(e.Protected, &head) || head.Crit != nil ||
+	if !decodeTagged(sealed, tagEncrypt0, &e) || !decode(e.Protected, &head) || head.Crit != nil ||
 		len(e.Unprotected.IV) != nonceSize || len(e.Unprotected.Salt) != saltSize || len(e.Ciphertext) < tagSize {
-		return nil, ErrOpen
+		return msg.Envelope{}, ErrOpen
 	}
 	var c Cipher
 	for name, spec := range ciphers {
@@ -147,21 +199,21 @@ func DecryptCOSE(ctx context.Context, m hwcrypto.MACer, msg []byte) ([]byte, err
 		}
 	}
 	if c == "" {
-		return nil, ErrOpen
+		return msg.Envelope{}, ErrOpen
 	}
 	aad, err := structure("Encrypt0", e.Protected, nil)
 	if err != nil {
-		return nil, err
+		return msg.Envelope{}, err
 	}
 	gcm, err := contentKey(ctx, m, c, e.Unprotected.Salt)
 	if err != nil {
-		return nil, err
+		return msg.Envelope{}, err
 	}
 	payload, err := gcm.Open(nil, e.Unprotected.IV, e.Ciphertext, aad)
 	if err != nil {
-		return nil, ErrOpen
+		return msg.Envelope{}, ErrOpen
 	}
-	return payload, nil
+	return head.open(payload)
 }
 
 // nonNil makes an empty byte string of nil, which CBOR would write as null.

@@ -9,7 +9,9 @@
 // which is HKDF-Expand (RFC 5869) of 32 octets. ALG is the name of the cipher below, SALT has 16 octets and stands in the
 // message: in the JOSE header "salt" (base64url), or the COSE header -20. Open gives back nothing of a message that is not authentic.
 //
-// It keeps no record of what it has opened: whoever must not act twice on one message looks at what is in it.
+// What is said of the payload (msg.Envelope) stands in the protected header: in JOSE as cty and the claims jti, iss, sub, aud, iat and exp
+// (RFC 7519 section 5.3), in COSE as content type and CWT claims (RFC 9597). It keeps no record of what it has opened: whoever must
+// not act twice on one message looks at these.
 //
 // Ciphers: "A256GCM" (COSE algorithm 3), and, as private algorithms, "ARIA-256-GCM" (-70001) and "LEA-256-GCM" (-70002).
 package envelope
@@ -25,9 +27,11 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/hwcrypto/aead"
+	"github.com/drawbridge/drawbridge/internal/msg"
 )
 
 // Cipher is a content encryption algorithm by its name in "enc".
@@ -40,8 +44,8 @@ const (
 	LEA  Cipher = "LEA-256-GCM"
 )
 
-// ErrOpen is all that is said of a message that is not authentic, whatever is wrong with it.
-var ErrOpen = errors.New("envelope: the message is not authentic")
+// ErrOpen is all that is said of a message that is not authentic, whatever is wrong with it. Trying again cannot mend it.
+var ErrOpen = msg.Permanent(errors.New("envelope: the message is not authentic"))
 
 const (
 	saltSize  = 16
@@ -77,6 +81,14 @@ func contentKey(ctx context.Context, m hwcrypto.MACer, c Cipher, salt []byte) (c
 	}
 	defer clear(key)
 	return spec.make(key)
+}
+
+// numericDate is the time that many seconds after 1970, from then to the year 9999.
+func numericDate(seconds float64) (time.Time, error) {
+	if !(seconds > 0 && seconds < 253402300800) {
+		return time.Time{}, ErrOpen
+	}
+	return time.Unix(int64(seconds), 0), nil
 }
 
 func random(n int) []byte {

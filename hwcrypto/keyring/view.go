@@ -95,6 +95,24 @@ func (v View) Agreer(ctx context.Context, name string) (hwcrypto.Agreer, error) 
 	return agreer{a, v.user}, err
 }
 
+// Ephemeral has the key's chip make a key for one agreement.
+func (v View) Ephemeral(ctx context.Context, name string) (hwcrypto.Ephemeral, error) {
+	ctx = hwcrypto.WithUser(ctx, v.user)
+	e, k, err := v.r.named(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	m, err := ability[hwcrypto.EphemeralMaker](e, k, "its provider makes no keys for one agreement")
+	if err != nil {
+		return nil, err
+	}
+	made, err := m.Ephemeral(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("key %q: %w", name, err)
+	}
+	return ephemeral{made, v.user}, nil
+}
+
 // Secret reads a secret named in the configuration: "file:/path", "credential:NAME" or "sealed:/path". One trailing newline is cut.
 // The caller wipes it after use.
 func (v View) Secret(ctx context.Context, ref string) ([]byte, error) {
@@ -207,6 +225,15 @@ type agreer struct {
 
 func (a agreer) ECDH(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error) {
 	return a.a.ECDH(hwcrypto.WithUser(ctx, a.user), peer)
+}
+
+type ephemeral struct {
+	hwcrypto.Ephemeral
+	user string
+}
+
+func (e ephemeral) ECDH(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error) {
+	return e.Ephemeral.ECDH(hwcrypto.WithUser(ctx, e.user), peer)
 }
 
 func (r *Ring) absolute(path string) string {

@@ -70,6 +70,9 @@ func Run(t *testing.T, s Subject) {
 	}
 	t.Run("imports secrets of any length as HMAC keys", s.testImport)
 	t.Run("many sign at once", s.testParallel)
+	if s.Hardware {
+		t.Run("makes keys for one agreement", s.testEphemeral)
+	}
 	t.Run("mutual TLS", s.testTLS)
 	t.Run("openssl accepts a request", s.testCSR)
 }
@@ -116,6 +119,9 @@ func (s Subject) testKind(t *testing.T, alg hwcrypto.Algorithm) {
 		}
 	}
 	testSeal(t, k)
+	if is[hwcrypto.EphemeralMaker](k) != (s.Hardware && is[hwcrypto.ContextSigner](k)) {
+		t.Errorf("a key for %s makes keys for one agreement: %v", alg, is[hwcrypto.EphemeralMaker](k))
+	}
 	if r, ok := k.(hwcrypto.Random); ok != s.Hardware {
 		t.Errorf("it gives random octets: %v", ok)
 	} else if ok {
@@ -267,6 +273,40 @@ func (s Subject) testECDH(t *testing.T, k hwcrypto.Key) {
 	check(t, err)
 	if _, err := k.(hwcrypto.Agreer).ECDH(t.Context(), other.PublicKey()); err == nil {
 		t.Error("agreed with a key on another curve")
+	}
+}
+
+// testEphemeral agrees with more keys at a time than a TPM has slots.
+func (s Subject) testEphemeral(t *testing.T) {
+	m := s.make(t, "maker", hwcrypto.ECDSAP256).(hwcrypto.EphemeralMaker)
+	var all []hwcrypto.Ephemeral
+	for range 8 {
+		e, err := m.Ephemeral(t.Context())
+		check(t, err)
+		all = append(all, e)
+	}
+	mine, err := ecdh.P256().GenerateKey(rand.Reader)
+	check(t, err)
+	seen := map[string]bool{}
+	for _, e := range all {
+		z, err := e.ECDH(t.Context(), mine.PublicKey())
+		check(t, err)
+		want, err := mine.ECDH(e.PublicKey())
+		check(t, err)
+		if !bytes.Equal(z, want) || seen[string(z)] {
+			t.Error("the shared secrets differ from each other, or not from one key to the next")
+		}
+		seen[string(z)] = true
+		check(t, e.Close(t.Context()))
+	}
+	if l, ok := s.Provider.(hwcrypto.Lister); ok {
+		list, err := l.List(t.Context(), s.uri(t, "maker"))
+		check(t, err)
+		for _, i := range list {
+			if i.Algorithm == hwcrypto.ECDHP256 && strings.HasSuffix(i.URI, "maker") {
+				t.Errorf("the token keeps %s", i.URI)
+			}
+		}
 	}
 }
 

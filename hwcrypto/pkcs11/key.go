@@ -302,27 +302,30 @@ func (k *agreer) ECDH(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error)
 	if peer.Curve() != ecdh.P256() {
 		return nil, fmt.Errorf("%v: ECDH: the peer's key is on another curve", k.t.id)
 	}
-	point := peer.Bytes()
 	return call(ctx, k.t, func(s session) ([]byte, error) {
 		h, err := k.handle(s)
 		if err != nil {
 			return nil, err
 		}
-		a := pkcs11.NewAttribute
-		mech := pkcs11.NewMechanism(pkcs11.CKM_ECDH1_DERIVE, pkcs11.NewECDH1DeriveParams(pkcs11.CKD_NULL, nil, point))
-		d, err := s.DeriveKey(s.h, []*pkcs11.Mechanism{mech}, h, []*pkcs11.Attribute{
-			a(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), a(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET), a(pkcs11.CKA_TOKEN, false),
-			a(pkcs11.CKA_SENSITIVE, false), a(pkcs11.CKA_EXTRACTABLE, true), a(pkcs11.CKA_VALUE_LEN, 32)})
-		if err != nil {
-			return nil, err
-		}
-		secret, err := s.GetAttributeValue(s.h, d, []*pkcs11.Attribute{a(pkcs11.CKA_VALUE, nil)})
-		if e := s.DestroyObject(s.h, d); err == nil {
-			err = e
-		}
-		if err != nil {
-			return nil, err
-		}
-		return secret[0].Value, nil
+		return derive(s, h, peer)
 	})
+}
+
+func derive(s session, h pkcs11.ObjectHandle, peer *ecdh.PublicKey) ([]byte, error) {
+	a := pkcs11.NewAttribute
+	mech := pkcs11.NewMechanism(pkcs11.CKM_ECDH1_DERIVE, pkcs11.NewECDH1DeriveParams(pkcs11.CKD_NULL, nil, peer.Bytes()))
+	d, err := s.DeriveKey(s.h, []*pkcs11.Mechanism{mech}, h, []*pkcs11.Attribute{
+		a(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), a(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET), a(pkcs11.CKA_TOKEN, false),
+		a(pkcs11.CKA_SENSITIVE, false), a(pkcs11.CKA_EXTRACTABLE, true), a(pkcs11.CKA_VALUE_LEN, 32)})
+	if err != nil {
+		return nil, err
+	}
+	secret, err := s.GetAttributeValue(s.h, d, []*pkcs11.Attribute{a(pkcs11.CKA_VALUE, nil)})
+	if e := s.DestroyObject(s.h, d); err == nil {
+		err = e
+	}
+	if err != nil {
+		return nil, err
+	}
+	return secret[0].Value, nil
 }
