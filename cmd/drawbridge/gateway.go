@@ -85,7 +85,10 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config) (err error)
 	if g.lock, err = lockState(state); err != nil {
 		return err
 	}
-	if g.clock, err = auth.OpenClock(filepath.Join(state, "clock"), builtAt(), time.Now); err != nil {
+	if g.system == nil {
+		g.system = time.Now
+	}
+	if g.clock, err = auth.OpenClock(filepath.Join(state, "clock"), builtAt(), g.system); err != nil {
 		return err
 	}
 	g.now, g.started = g.clock.Now, g.clock.Now()

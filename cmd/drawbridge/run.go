@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -53,6 +54,8 @@ type parts struct {
 	records *status.Recorder      // nil: the page shows no log
 	notify  *sdnotify.Notifier    // nil: nobody is told
 	sockets map[string][]*os.File // handed over by systemd, by name
+	system  func() time.Time      // the system's clock; nil: time.Now
+	page    func(net.Addr)        // told where the status page is served; nil: nobody is
 }
 
 // serve runs one gateway until ctx ends. ready, where not nil, is called once every listener is bound.

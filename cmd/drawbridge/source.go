@@ -61,7 +61,7 @@ func (g *gateway) startStatus(cfg *config.Config) error {
 	}
 	o := status.Options{
 		Source: &source{gateway: g}, Log: g.log.With("part", "status"), Now: g.now, Listen: cfg.Status.Listen, Socket: string(cfg.Status.Socket),
-		State: dir, Records: g.records,
+		State: dir, Records: g.records, Bound: g.page,
 	}
 	if cfg.Status.Listen != "" && !config.Loopback(cfg.Status.Listen) {
 		if o.TLS, o.Login, err = g.door(cfg); err != nil {
