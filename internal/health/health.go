@@ -172,11 +172,16 @@ func (r *Reporter) ClearAll() {
 	if r == nil {
 		return
 	}
+	var gone []*Code
 	r.t.mu.Lock()
-	defer r.t.mu.Unlock()
-	for k := range r.t.problems {
+	for k, e := range r.t.problems {
 		if k.subject == r.subject {
 			delete(r.t.problems, k)
+			gone = append(gone, e.code)
 		}
+	}
+	r.t.mu.Unlock()
+	for _, c := range gone {
+		r.t.log.Info("no longer: "+c.Title, "problem", c.Name, "subject", r.subject)
 	}
 }

@@ -118,6 +118,9 @@ func TestClearAllForgetsOneSubject(t *testing.T) {
 	d.For("connector plant").Set(&unreachable, "")
 	d.For("connector cloud").ClearAll()
 	d.shows(t, "unreachable/connector plant")
+	if n := strings.Count(d.log.String(), `level=INFO msg="no longer: `); n != 2 {
+		t.Errorf("%d lines of what is gone:\n%s", n, d.log.String())
+	}
 }
 
 func TestANilReporterDoesNothing(t *testing.T) {
