@@ -16,7 +16,7 @@ import (
 
 // SubscriptionRefused is the problem of a connector whose CSE does not let it wait for some commands. Reports go on.
 var SubscriptionRefused = health.Code{
-	Name:     "subscription-refused",
+	Name:     "onem2m-subscription-refused",
 	Title:    "the CSE does not let the gateway wait for some commands",
 	Severity: health.Degraded,
 	Hint:     "allow the gateway's AE to create containers and subscriptions at the address in the detail",
