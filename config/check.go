@@ -252,7 +252,7 @@ func (k *checker) devices() {
 			default:
 				identities[d.PSKIdentity] = name
 			}
-			k.psk(c.At(d, "psk"), d.PSK)
+			k.psk(d)
 		} else if k.given(d, "psk_identity") {
 			k.at(d, "psk_identity", "device %q has a psk_identity but no psk", name)
 		}

@@ -42,7 +42,8 @@ type Size int64
 // Path is a file's path; after reading it is absolute.
 type Path string
 
-// SecretRef names a secret: "file:/path", "credential:NAME" or "sealed:/path" (absolute after reading). It is never the secret itself.
+// SecretRef names a secret: "file:/path", "credential:NAME" or "sealed:/path" (absolute after reading), or, a device's psk alone, "key:NAME" for one
+// that a chip holds. It is never the secret itself.
 type SecretRef string
 
 // Gateway is [gateway].
@@ -188,6 +189,14 @@ type Uplink struct {
 	TTL        Duration `toml:"ttl"`
 	Priority   string   `toml:"priority"`   // "high", "normal" (default), "low"
 	Properties bool     `toml:"properties"` // message id, device and time as user properties
+	Sealing
+}
+
+// Sealing is how a route protects payloads from end to end.
+type Sealing struct {
+	Seal       string `toml:"seal"`        // [key.NAME] that signs or encrypts; empty: payloads go as they are
+	SealAs     string `toml:"seal_as"`     // "jwe" (default) or "cose-encrypt0", for a secret; "jws" or "cose-sign1", for a key pair
+	SealCipher string `toml:"seal_cipher"` // "A256GCM" (default), "ARIA-256-GCM", "LEA-256-GCM"
 }
 
 // Downlink is [[downlink]].
@@ -200,5 +209,8 @@ type Downlink struct {
 	Resource  string   `toml:"resource"`
 	Reply     string   `toml:"reply"`
 	Transform string   `toml:"transform"`
-	TTL       Duration `toml:"ttl"` // default 10m
+	TTL       Duration `toml:"ttl"`       // default 10m
+	Unseal    string   `toml:"unseal"`    // [key.NAME], a secret: commands are encrypted by it
+	SignedBy  Path     `toml:"signed_by"` // PEM certificates: commands are signed by one of their owners
+	Sealing            // of replies
 }

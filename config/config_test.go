@@ -252,8 +252,8 @@ func TestExampleHasEveryKey(t *testing.T) {
 			sections[i], _, _ = strings.Cut(s, "\n[")
 		}
 		all := strings.Join(sections, "\n")
-		for i := range reflect.TypeOf(v).NumField() {
-			if key := reflect.TypeOf(v).Field(i).Tag.Get("toml"); key != "-" && !regexp.MustCompile(`(?m)^#?`+key+` *=`).MatchString(all) {
+		for _, f := range reflect.VisibleFields(reflect.TypeOf(v)) {
+			if key := f.Tag.Get("toml"); !f.Anonymous && key != "-" && !regexp.MustCompile(`(?m)^#?`+key+` *=`).MatchString(all) {
 				t.Errorf("the example does not show %q under %s", key, header)
 			}
 		}

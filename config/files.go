@@ -28,7 +28,7 @@ func (k *checker) files(d *decoder) {
 	for _, n := range d.paths {
 		switch {
 		case n.value == "":
-		case n.key == "ca" || strings.HasSuffix(n.key, "_ca"):
+		case n.key == "ca" || strings.HasSuffix(n.key, "_ca") || n.key == "signed_by":
 			k.pemFile(n, "CERTIFICATE", true, func(der []byte) error { _, err := x509.ParseCertificate(der); return err })
 		case n.key == "crl" || strings.HasSuffix(n.key, "_crl"):
 			k.pemFile(n, "X509 CRL", true, func(der []byte) error { _, err := x509.ParseRevocationList(der); return err })
@@ -132,6 +132,10 @@ func shellQuoted(s string) string {
 // secret checks that a secret is there, and is for its owner alone.
 func (k *checker) secret(n named) {
 	ref := SecretRef(n.value)
+	if _, ok := ref.Key(); ok && n.key != "psk" {
+		k.add(n.pos, "write "+secretForms, "%s: only a device's psk may stay in a chip", n.key)
+		return
+	}
 	path, err := ref.file()
 	if ref == "" || err != nil {
 		return // a credential is there only where systemd has started us
@@ -166,8 +170,18 @@ func content(ref SecretRef) []byte {
 	return data
 }
 
-// psk checks the form of a pre-shared key.
-func (k *checker) psk(pos Pos, ref SecretRef) {
+// psk checks the form of a pre-shared key, or that there is the key that holds it.
+func (k *checker) psk(d *Device) {
+	pos, ref := k.c.At(d, "psk"), d.PSK
+	if name, ok := ref.Key(); ok {
+		switch key := k.c.Keys[name]; {
+		case key == nil:
+			k.noSuch(d, "psk", -1, "key", name, sortedKeys(k.c.Keys))
+		case key.Cert != "" || key.EST != "":
+			k.at(d, "psk", "psk: the key %q has a certificate, so it is no secret", name).Hint = "a [key.NAME] of its own, and `drawbridge keys import NAME FILE`"
+		}
+		return
+	}
 	data := content(ref)
 	if data == nil {
 		return

@@ -82,8 +82,16 @@ func (a *Authenticator) defaults(string) {
 	a.Timeout, a.Cache = Duration(5*time.Second), Duration(time.Minute)
 }
 func (d *Device) defaults(name string) { d.PSKIdentity = name }
-func (u *Uplink) defaults(string)      { u.Ack, u.QoS, u.Priority = "disk", 1, "normal" }
-func (d *Downlink) defaults(string)    { d.Method, d.TTL = "PUT", Duration(10*time.Minute) }
+func (u *Uplink) defaults(string) {
+	u.Ack, u.QoS, u.Priority = "disk", 1, "normal"
+	u.Sealing = sealDefaults()
+}
+func (d *Downlink) defaults(string) {
+	d.Method, d.TTL = "PUT", Duration(10*time.Minute)
+	d.Sealing = sealDefaults()
+}
+
+func sealDefaults() Sealing { return Sealing{SealAs: "jwe", SealCipher: "A256GCM"} }
 
 // At tells where key stands in an entry of c (a pointer such as *Uplink or *Component); where the entry does not have it, where
 // the entry begins.

@@ -136,6 +136,7 @@ func (k *checker) routes() {
 		if u.QoS < 0 || u.QoS > 2 {
 			k.at(u, "qos", "qos: %d is not 0, 1 or 2", u.QoS)
 		}
+		k.seal(u, &u.Sealing)
 	}
 	for _, d := range c.Downlinks {
 		name(d, "[[downlink]]", d.Name, d.Pos)
@@ -152,6 +153,43 @@ func (k *checker) routes() {
 			k.noSuch(d, "from", -1, "connector", d.From, sortedKeys(c.Connectors))
 		}
 		k.oneOf(d, "method", d.Method, "GET", "POST", "PUT", "DELETE", "FETCH", "PATCH", "iPATCH")
+		k.seal(d, &d.Sealing)
+		k.unseal(d)
+	}
+}
+
+// seal checks how a route protects payloads, as far as that can be known without asking the chip.
+func (k *checker) seal(entry any, s *Sealing) {
+	k.oneOf(entry, "seal_as", s.SealAs, "jwe", "jws", "cose-encrypt0", "cose-sign1")
+	k.oneOf(entry, "seal_cipher", s.SealCipher, "A256GCM", "ARIA-256-GCM", "LEA-256-GCM")
+	n := k.c.entries[entry]
+	if s.Seal == "" {
+		if *s != sealDefaults() {
+			k.at(entry, "seal_as", "seal_as: nothing is sealed without seal").Hint = `seal = "NAME" for [key.NAME]`
+		}
+		return
+	}
+	if k.c.Keys[s.Seal] == nil {
+		k.noSuch(entry, "seal", -1, "key", s.Seal, sortedKeys(k.c.Keys))
+	}
+	if signs := s.SealAs == "jws" || s.SealAs == "cose-sign1"; signs && n.child("seal_cipher") != nil {
+		k.at(entry, "seal_cipher", "seal_cipher: %s signs and encrypts nothing", s.SealAs).Hint = `seal_as = "jwe" or "cose-encrypt0" encrypts`
+	}
+}
+
+// unseal checks how the commands of a route are protected.
+func (k *checker) unseal(d *Downlink) {
+	if d.Unseal == "" && d.SignedBy == "" {
+		return
+	}
+	if d.Unseal != "" && d.SignedBy != "" {
+		k.at(d, "signed_by", "signed_by: commands are either encrypted (unseal) or signed, not both")
+	}
+	if d.Unseal != "" && k.c.Keys[d.Unseal] == nil {
+		k.noSuch(d, "unseal", -1, "key", d.Unseal, sortedKeys(k.c.Keys))
+	}
+	if d.TTL <= 0 {
+		k.at(d, "ttl", "ttl: a command that is sealed needs an end, after which it may not be repeated").Hint = `for example ttl = "10m"`
 	}
 }
 

@@ -78,7 +78,10 @@ func parseSize(s string) (Size, error) {
 	return 0, errors.New(`the units are "KiB", "MiB" and "GiB"`)
 }
 
-// scheme gives "file", "credential" or "sealed"; empty where no secret is named.
+// Key gives the name of the [key.NAME] that holds the secret, where one does.
+func (r SecretRef) Key() (name string, ok bool) { return strings.CutPrefix(string(r), "key:") }
+
+// scheme gives "file", "credential", "sealed" or "key"; empty where no secret is named.
 func (r SecretRef) scheme() string {
 	scheme, _, _ := strings.Cut(string(r), ":")
 	return scheme
@@ -88,7 +91,10 @@ func (r SecretRef) scheme() string {
 // $CREDENTIALS_DIRECTORY, as systemd hands it over.
 func (r SecretRef) file() (string, error) {
 	scheme, rest, _ := strings.Cut(string(r), ":")
-	if scheme != "credential" {
+	switch scheme {
+	case "key":
+		return "", fmt.Errorf("%q is in a chip", r)
+	case "file", "sealed":
 		return rest, nil
 	}
 	dir := os.Getenv("CREDENTIALS_DIRECTORY")
@@ -114,6 +120,8 @@ func parseSecretRef(s, dir string) (SecretRef, error) {
 		if strings.ContainsAny(rest, "/\x00") || rest == "." || rest == ".." {
 			return "", errors.New("a credential's name is a file name without a directory")
 		}
+		return SecretRef(s), nil
+	case scheme == "key":
 		return SecretRef(s), nil
 	}
 	return "", errors.New("a secret does not stand in the file, it is named")
