@@ -126,15 +126,7 @@ func open(o Options, q queue) (*Bridge, error) {
 // that are gone or replaced are to be stopped before. A session whose subscriptions change ends and is dialled again.
 // Where the tables behind s.Policy change, call it after that change: verdicts are remembered from one Swap to the next.
 func (b *Bridge) Swap(s Setup) {
-	fresh := newState(s)
-	old := b.state.Swap(fresh)
-	for name, l := range fresh.limits {
-		if detail := s.Table.tooLong(name, l); detail != "" {
-			b.o.Health.For("connector "+name).Set(&TopicTooLong, detail)
-		} else {
-			b.o.Health.For("connector " + name).Clear(&TopicTooLong)
-		}
-	}
+	old := b.state.Swap(newState(s))
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for name, p := range b.pumps {

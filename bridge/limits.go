@@ -63,15 +63,3 @@ func (t *Table) neverFits(route string, l northbound.Limits) error {
 	}
 	return topicFits(shortest, l)
 }
-
-// tooLong tells which route to the connector has topics that never fit; empty: none.
-func (t *Table) tooLong(connector string, l northbound.Limits) string {
-	for _, e := range t.uplinks {
-		if slices.Contains(e.r.to, connector) {
-			if err := t.neverFits(e.r.name, l); err != nil {
-				return fmt.Sprintf("uplink %q: %v", e.r.name, err)
-			}
-		}
-	}
-	return ""
-}

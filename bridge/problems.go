@@ -46,10 +46,6 @@ var (
 		DependsOn: []string{"cloud-unreachable", "cloud-refuses-login", "connector-paused"},
 		Hint:      "more comes in than the cloud takes: look at its limits and at the line",
 	}
-	TopicTooLong = health.Code{
-		Name: "topic-too-long", Title: "a route's topics are longer than the platform takes", Severity: health.Degraded,
-		Hint: "reports on the route are refused: shorten its topic",
-	}
 	SpoolFull = health.Code{
 		Name: "spool-full", Title: "the queue on disk is full", Severity: health.Failing,
 		Hint: "devices are told to try again later; it ends when a cloud is back, the disk has room or spool.max_size is raised",

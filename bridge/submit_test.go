@@ -64,16 +64,6 @@ func TestWhatAReportIsAnswered(t *testing.T) {
 	}
 }
 
-func TestARouteWhoseTopicsCannotFitIsAProblemAtOnce(t *testing.T) {
-	r := newRig(t)
-	for levels, want := range map[int][]string{3: {"topic-too-long"}, 4: nil} {
-		r.use(map[string]northbound.Connector{"cloud": &cloud{limits: northbound.Limits{TopicLevels: levels}}})
-		if got := r.problems(); !slices.Equal(got, want) {
-			t.Errorf("%d levels: %v", levels, got)
-		}
-	}
-}
-
 func TestWithoutASetupEverythingIsRefused(t *testing.T) {
 	r := newRig(t)
 	if err := r.report("th-17", "/sensors/temp", "1"); msg.ReasonOf(err) != msg.Denied {
