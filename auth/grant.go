@@ -84,7 +84,7 @@ func (s *Source) connect() error {
 		}
 	}
 	s.wire = &http.Transport{
-		TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute,
+		DialContext: s.t.o.Dial, TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute,
 	}
 	var transport http.RoundTripper = &dated{s, s.t.o.Clock.Transport(s.wire)}
 	if s.cfg.DPoP {

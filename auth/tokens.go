@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -32,6 +33,9 @@ type TokenOptions struct {
 	Health *health.Tracker
 	Now    func() time.Time // the trusted clock
 	Clock  *Clock           // the same, where answers may tell it the time; nil: they do not
+
+	// Dial reaches issuers; nil: the net package's own. Through a Dial of its own what goes over the wire can be counted, or go another way.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Tokens holds a Source for each [token.NAME]. All who name the same share it.
