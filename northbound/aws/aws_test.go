@@ -2,9 +2,6 @@ package aws_test
 
 import (
 	"context"
-	"crypto"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -21,14 +18,6 @@ import (
 	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
 )
 
-// keys is a key ring that also signs.
-type keys struct {
-	northtest.Keys
-	signer crypto.Signer
-}
-
-func (k *keys) Signer(context.Context, string) (crypto.Signer, error) { return k.signer, nil }
-
 type tokens string
 
 func (t tokens) Token(context.Context, string) (string, time.Time, error) {
@@ -40,81 +29,32 @@ func (t tokens) Token(context.Context, string) (string, time.Time, error) {
 
 func (tokens) Reject(string, string) {}
 
-func connector(t testing.TB, a *northtest.AWS, ring *keys, token tokens, change func(*aws.Config)) northbound.Connector {
+func connector(t testing.TB, a *northtest.AWS, ring *northtest.Keys, token northbound.Tokens, change func(*aws.Config)) northbound.Connector {
 	t.Helper()
 	if ring == nil {
-		ring = &keys{}
+		ring = &northtest.Keys{}
 	}
-	ring.Certificates = map[string]tls.Certificate{"identity": a.CA.Certificate(t, broker.Subject{Name: "gw1"})}
+	if ring.Certificates == nil {
+		ring.Certificates = map[string]tls.Certificate{"identity": a.CA.Certificate(t, broker.Subject{Name: "gw1"})}
+	}
 	env, _ := northtest.Env(t, ring)
-	env.Tokens = token
+	env.Tokens, env.Now = token, a.Now
 	c := aws.Kind().Config().(*aws.Config)
 	c.Endpoint, c.CA, c.Key, c.Rate = strings.Replace(a.Addr, "127.0.0.1", "localhost", 1), config.Path(a.CA.File(t)), "identity", 1e6
 	if change != nil {
 		change(c)
 	}
+	return open(t, env, c)
+}
+
+func open(t testing.TB, env northbound.Env, c *aws.Config) northbound.Connector {
+	t.Helper()
 	conn, err := aws.Kind().Open(env, c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	aws.SetBetween(conn, 0)
 	return conn
-}
-
-func TestConnector(t *testing.T) {
-	for name, make := range map[string]func(t *testing.T) (*northtest.AWS, northbound.Connector){
-		"X.509": func(t *testing.T) (*northtest.AWS, northbound.Connector) {
-			a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-			return a, connector(t, a, nil, "", nil)
-		},
-		"X.509, MQTT 3.1.1": func(t *testing.T) (*northtest.AWS, northbound.Connector) {
-			a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-			return a, connector(t, a, nil, "", func(c *aws.Config) { c.Version = 4 })
-		},
-		"custom authorizer with a signed token": func(t *testing.T) (*northtest.AWS, northbound.Connector) {
-			a := northtest.NewAWS(t, "mqtt")
-			key, err := rsa.GenerateKey(rand.Reader, 2048)
-			if err != nil {
-				t.Fatal(err)
-			}
-			a.SigningKey = &key.PublicKey
-			return a, connector(t, a, &keys{signer: key}, "good token", func(c *aws.Config) {
-				c.Auth, c.Key, c.Token, c.Authorizer, c.TokenKey, c.SigningKey = "authorizer", "", "id", "plant", "bearer", "sign"
-			})
-		},
-		"custom authorizer with the token as password, MQTT 3.1.1": func(t *testing.T) (*northtest.AWS, northbound.Connector) {
-			a := northtest.NewAWS(t, "mqtt")
-			return a, connector(t, a, nil, "good token", func(c *aws.Config) {
-				c.Auth, c.Key, c.Token, c.Authorizer, c.Version = "authorizer", "", "id", "plant", 4
-			})
-		},
-		"SigV4 with credentials for a token": func(t *testing.T) (*northtest.AWS, northbound.Connector) {
-			a := northtest.NewAWS(t, "mqtt")
-			a.Web(t)
-			return a, connector(t, a, nil, "good token", func(c *aws.Config) {
-				c.Auth, c.Key, c.Token, c.Region, c.RoleARN, c.STS = "sigv4", "", "id", "eu-central-1", "arn:aws:iam::1:role/gw", a.STS(t)
-			})
-		},
-		"SigV4 with credentials for a certificate": func(t *testing.T) (*northtest.AWS, northbound.Connector) {
-			a := northtest.NewAWS(t, "mqtt")
-			a.Web(t)
-			return a, connector(t, a, nil, "", func(c *aws.Config) {
-				c.Auth, c.Region, c.RoleAlias, c.Credentials, c.Thing = "sigv4", "eu-central-1", "gateway", a.Provider(t), "gw1"
-			})
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			northtest.TestConnector(t, func(t *testing.T) northtest.Setup {
-				a, c := make(t)
-				return northtest.Setup{
-					Connector: c, Cloud: northtest.MQTT(a.Broker, "cmd/gw1/x", "gw1"),
-					Topic: "dt/gw1/x", Filter: "cmd/gw1/#", TooLarge: 128<<10 + 1,
-					NoRefusals: strings.Contains(name, "3.1.1"),
-				}
-			})
-		})
-	}
 }
 
 func dial(t *testing.T, c northbound.Connector, d *northtest.Downlink) northbound.Session {
@@ -142,7 +82,7 @@ func send(t *testing.T, s northbound.Session, topic, payload string) error {
 
 func TestWhatWouldCostTheConnectionIsNotSent(t *testing.T) {
 	a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-	s := dial(t, connector(t, a, nil, "", nil), &northtest.Downlink{})
+	s := dial(t, connector(t, a, nil, nil, nil), &northtest.Downlink{})
 	for topic, ok := range map[string]bool{
 		"1/2/3/4/5/6/7/8": true, "1/2/3/4/5/6/7/8/9": false, "$aws/rules/r/1/2/3/4/5/6/7/8": true, "$aws/rules/r/1/2/3/4/5/6/7/8/9": false,
 		strings.Repeat("x", 256): true, strings.Repeat("x", 257): false,
@@ -161,7 +101,7 @@ func TestWhatWouldCostTheConnectionIsNotSent(t *testing.T) {
 
 func TestBasicIngestPutsTheRuleInFront(t *testing.T) {
 	a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-	s := dial(t, connector(t, a, nil, "", func(c *aws.Config) { c.BasicIngest = "plant" }), &northtest.Downlink{})
+	s := dial(t, connector(t, a, nil, nil, func(c *aws.Config) { c.BasicIngest = "plant" }), &northtest.Downlink{})
 	if err := send(t, s, "1/2/3/4/5/6/7/8", "{}"); err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +112,7 @@ func TestBasicIngestPutsTheRuleInFront(t *testing.T) {
 
 func TestShadowReportIsConfirmedByTheShadow(t *testing.T) {
 	a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-	s := dial(t, connector(t, a, nil, "", nil), &northtest.Downlink{})
+	s := dial(t, connector(t, a, nil, nil, nil), &northtest.Downlink{})
 	for _, test := range []struct {
 		prefix, payload, want string
 		ok                    bool
@@ -197,7 +137,7 @@ func TestDesiredStateArrivesLiveAndAfterAnAbsence(t *testing.T) {
 	for _, filter := range []string{"$aws/things/th-1/shadow/update/delta", "$aws/things/+/shadow/update/delta"} {
 		t.Run(filter, func(t *testing.T) {
 			a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-			c := connector(t, a, nil, "", func(c *aws.Config) { c.SessionExpiry = 0 }) // nothing is kept but the shadow
+			c := connector(t, a, nil, nil, func(c *aws.Config) { c.SessionExpiry = 0 }) // nothing is kept but the shadow
 			d := &northtest.Downlink{Filters: []string{filter}}
 			s := dial(t, c, d)
 			a.Desire("$aws/things/th-1/shadow", map[string]any{"setpoint": 20})
@@ -235,7 +175,7 @@ func TestDesiredStateArrivesLiveAndAfterAnAbsence(t *testing.T) {
 
 func TestJobsAreCarriedOutAndTold(t *testing.T) {
 	a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-	c := connector(t, a, nil, "", nil)
+	c := connector(t, a, nil, nil, nil)
 	a.AddJob("th-1", "before", map[string]any{"op": "reboot"})
 	down := &jobs{}
 	s, err := c.Dial(t.Context(), down)
@@ -287,7 +227,7 @@ func TestCredentialsAreKeptAndRenewed(t *testing.T) {
 		a := northtest.NewAWS(t, "mqtt")
 		a.Web(t)
 		a.Lifetime = lifetime
-		c := connector(t, a, nil, "good token", func(c *aws.Config) {
+		c := connector(t, a, nil, tokens("good token"), func(c *aws.Config) {
 			c.Auth, c.Key, c.Token, c.Region, c.RoleARN, c.STS = "sigv4", "", "id", "eu-central-1", "arn:aws:iam::1:role/gw", a.STS(t)
 		})
 		for range 2 {
@@ -349,7 +289,7 @@ func TestLoginSaysWhatIsWrong(t *testing.T) {
 
 func TestLoginsKeepTheirDistance(t *testing.T) {
 	a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-	c := connector(t, a, nil, "", nil)
+	c := connector(t, a, nil, nil, nil)
 	aws.SetBetween(c, 100*time.Millisecond)
 	began := time.Now()
 	for range 3 {
@@ -363,7 +303,7 @@ func TestLoginsKeepTheirDistance(t *testing.T) {
 func TestExamineTakesEveryStep(t *testing.T) {
 	a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
 	var names []string
-	connector(t, a, nil, "", nil).(northbound.Examined).Examine(t.Context(), func(s northbound.Step) {
+	connector(t, a, nil, nil, nil).(northbound.Examined).Examine(t.Context(), func(s northbound.Step) {
 		names = append(names, s.Name)
 		if s.Err != nil {
 			t.Errorf("%s: %v", s.Name, s.Err)

@@ -28,9 +28,9 @@ func TestFleetProvisioningCertifiesTheKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	csr := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
-	ring := &keys{}
+	ring := &northtest.Keys{}
 	serial := map[string]string{}
-	c := connector(t, a, ring, "", func(c *aws.Config) { c.ClaimKey, c.Template, c.Parameters = "claim", "plant", serial })
+	c := connector(t, a, ring, nil, func(c *aws.Config) { c.ClaimKey, c.Template, c.Parameters = "claim", "plant", serial })
 	ring.Certificates["claim"] = a.CA.Certificate(t, broker.Subject{Name: "claim"})
 
 	if _, err := c.(northbound.Enroller).Enroll(t.Context(), csr); !msg.IsPermanent(err) || !strings.Contains(err.Error(), `template plant: refused: AccessDenied: "serial is missing"`) {

@@ -30,11 +30,13 @@ import (
 type AWS struct {
 	*Broker
 	// What a log-in must show, by the way it is made.
-	ALPN       string         // over MQTT: "x-amzn-mqtt-ca" or "mqtt"
-	Token      string         // what authorizer and STS accept
-	SigningKey *rsa.PublicKey // of the authorizer; nil: signing is off
+	ALPN       string            // over MQTT: "x-amzn-mqtt-ca" or "mqtt"
+	Token      string            // what authorizer and STS accept
+	Good       func(string) bool // the same, for tokens that change; nil: Token alone
+	SigningKey *rsa.PublicKey    // of the authorizer; nil: signing is off
 	Region     string
-	Lifetime   time.Duration // of credentials
+	Lifetime   time.Duration    // of credentials
+	Now        func() time.Time // the clock
 
 	services chan broker.Message
 	mu       sync.Mutex
@@ -63,7 +65,7 @@ const roleSecret = "northtest role secret"
 func NewAWS(t testing.TB, alpn string) *AWS {
 	t.Helper()
 	a := &AWS{
-		ALPN: alpn, Token: "good token", Region: "eu-central-1", Lifetime: time.Hour,
+		ALPN: alpn, Token: "good token", Region: "eu-central-1", Lifetime: time.Hour, Now: time.Now,
 		services: make(chan broker.Message, 10_000), shadows: map[string]*shadow{}, jobs: map[string][]*Job{},
 	}
 	a.Broker = NewBroker(t, broker.Options{Admit: a.admit, Published: a.judge, Web: a.web})
@@ -124,12 +126,19 @@ func (a *AWS) authorized(l *broker.Login) bool {
 		return false
 	}
 	if a.SigningKey == nil {
-		return string(l.Password) == a.Token
+		return a.good(string(l.Password))
 	}
 	token := values.Get("bearer")
 	signature, err := base64.StdEncoding.DecodeString(values.Get("x-amz-customauthorizer-signature"))
 	sum := sha256.Sum256([]byte(token))
-	return err == nil && token == a.Token && rsa.VerifyPKCS1v15(a.SigningKey, crypto.SHA256, sum[:], signature) == nil
+	return err == nil && a.good(token) && rsa.VerifyPKCS1v15(a.SigningKey, crypto.SHA256, sum[:], signature) == nil
+}
+
+func (a *AWS) good(token string) bool {
+	if a.Good != nil {
+		return a.Good(token)
+	}
+	return token == a.Token
 }
 
 // judge enforces what AWS enforces without saying so.
@@ -151,7 +160,7 @@ func (a *AWS) web(r *http.Request) int {
 	scope := fmt.Sprintf("%s/%s/iotdevicegateway/aws4_request", day, a.Region)
 	id, ok := strings.CutSuffix(q.Get("X-Amz-Credential"), "/"+scope)
 	signed, err := time.Parse("20060102T150405Z", q.Get("X-Amz-Date"))
-	if r.URL.Path != "/mqtt" || !ok || err != nil || time.Since(signed).Abs() > 5*time.Minute || q.Get("X-Amz-Security-Token") != "session of "+id {
+	if r.URL.Path != "/mqtt" || !ok || err != nil || a.Now().Sub(signed).Abs() > 5*time.Minute || q.Get("X-Amz-Security-Token") != "session of "+id {
 		return http.StatusForbidden
 	}
 	var names []string
@@ -188,7 +197,7 @@ func (a *AWS) STS(t testing.TB) string {
 			fmt.Fprint(w, `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>ValidationError</Code><Message>bad</Message></Error></ErrorResponse>`)
 			return
 		}
-		if r.FormValue("WebIdentityToken") != a.Token {
+		if !a.good(r.FormValue("WebIdentityToken")) {
 			w.WriteHeader(http.StatusBadRequest)
 			fmt.Fprint(w, `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>ExpiredTokenException</Code><Message>Token expired</Message></Error><RequestId>x</RequestId></ErrorResponse>`)
 			return
@@ -230,7 +239,7 @@ func (a *AWS) issue() (id string, until time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.issued++
-	return fmt.Sprintf("ASIA%d", a.issued), time.Now().Add(a.Lifetime)
+	return fmt.Sprintf("ASIA%d", a.issued), a.Now().Add(a.Lifetime)
 }
 
 // Issued counts the credentials that were given out.

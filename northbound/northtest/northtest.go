@@ -4,6 +4,7 @@ package northtest
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -90,6 +91,7 @@ func write(t testing.TB, name string, data []byte) string {
 type Keys struct {
 	Certificates map[string]tls.Certificate
 	MACs         map[string]hwcrypto.MACer
+	Signers      map[string]crypto.Signer
 	Secrets      map[string]string
 }
 
@@ -107,6 +109,19 @@ func (k *Keys) MAC(_ context.Context, name string) (hwcrypto.MACer, error) {
 		return m, nil
 	}
 	return nil, fmt.Errorf("key %s: no MAC key", name)
+}
+
+// Signer is northbound.Signers'.
+func (k *Keys) Signer(_ context.Context, name string) (crypto.Signer, error) {
+	if s, ok := k.Signers[name]; ok {
+		return s, nil
+	}
+	return nil, fmt.Errorf("key %s: there is none", name)
+}
+
+// Sealer is auth.Keys'. No key of this ring seals.
+func (k *Keys) Sealer(_ context.Context, name string) (hwcrypto.Sealer, error) {
+	return nil, fmt.Errorf("key %s: it does not seal", name)
 }
 
 // Secret is northbound.Keys'.

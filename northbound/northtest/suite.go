@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
+	"runtime/pprof"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 )
 
 // patience is how long the suite waits for what has to happen. Nothing passes by waiting it out.
-const patience = 20 * time.Second
+const patience = 30 * time.Second
 
 // Cloud is the other side as the suite needs it.
 type Cloud interface {
@@ -44,6 +45,10 @@ type Setup struct {
 	Topic     string // one that the platform lets the gateway publish to
 	Filter    string // of commands
 	TooLarge  int    // octets of a payload that the platform does not take; 0: it takes any
+	// Reload makes the connector anew on the same state, as a reload with a changed file does; nil: the connector stays, as where nothing has changed.
+	Reload func(t *testing.T) northbound.Connector
+	// Issuer gives the tokens with which the connector logs in; nil: it does so without.
+	Issuer *Issuer
 	// NoRefusals says that the platform cannot refuse one publication, as in MQTT 3.1.1.
 	NoRefusals bool
 	// Mends says that the session is made of several and mends its parts: it does not end when a connection does.
@@ -75,10 +80,14 @@ func TestConnector(t *testing.T, fresh func(t *testing.T) Setup) {
 		"a command is acknowledged once it is settled":            settledFirst,
 		"commands sent while away arrive":                         whileAway,
 		"an unsettled command comes again":                        unsettled,
+		"a reload in a batch loses nothing and keeps order":       reload,
+		"a token that ends in a batch costs nothing":              tokenEnds,
+		"an issuer that is away costs a log-in, not a session":    issuerAway,
 	}
 	for name, part := range parts {
 		t.Run(name, func(t *testing.T) {
-			part(t, &run{Setup: fresh(t)})
+			// The label is inherited by what the connector starts, and tells it from other suites that run at the same time.
+			pprof.Do(t.Context(), pprof.Labels("northtest", t.Name()), func(context.Context) { part(t, &run{Setup: fresh(t)}) })
 		})
 	}
 }
@@ -264,7 +273,7 @@ func slowly(t *testing.T, r *run) {
 		t.Fatal(err)
 	}
 	r.wellDone(t, o)
-	if took := time.Since(began); took > 25*200*time.Millisecond {
+	if took := time.Since(began); took >= 50*200*time.Millisecond {
 		t.Fatalf("50 publications took %s: they went out one by one", took)
 	}
 	if r.PerDevice {
@@ -349,15 +358,19 @@ func badTopic(t *testing.T, r *run) {
 	oddOne(t, r, func(p *msg.Publication) { p.Topic = "a/+/b" })
 }
 
-// goroutines lists those that run code of a connector.
-func goroutines() (list []string) {
-	buf := make([]byte, 4<<20)
-	for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-		if strings.Contains(g, "/northbound/") && !strings.Contains(g, "/northbound/northtest") && !strings.Contains(g, "testing.tRunner") {
-			list = append(list, g)
+// goroutines counts those of the test that run code of a connector.
+func goroutines(t *testing.T) (n int) {
+	var profile strings.Builder
+	if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {
+		t.Fatal(err)
+	}
+	for g := range strings.SplitSeq(profile.String(), "\n\n") {
+		if strings.Contains(g, strconv.Quote(t.Name())) && strings.Contains(g, "/northbound/") &&
+			!strings.Contains(g, "/northbound/northtest") && !strings.Contains(g, "testing.tRunner") {
+			n++
 		}
 	}
-	return list
+	return n
 }
 
 func closeTwice(t *testing.T, r *run) {
@@ -373,12 +386,12 @@ func closeTwice(t *testing.T, r *run) {
 			t.Fatal("close: ", err)
 		}
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 15*time.Second {
 		t.Fatalf("closing took %s", took)
 	}
 	ended(t, s)
 	r.wellDone(t, o) // Close waits a little for what is in flight
-	Await(t, "no goroutine left", func() bool { return len(goroutines()) == 0 })
+	Await(t, "no goroutine left", func() bool { return goroutines(t) == 0 })
 }
 
 func sendAfterEnd(t *testing.T, r *run) {
@@ -421,7 +434,7 @@ func dialGivesUp(t *testing.T, r *run) {
 		s.Close()
 		t.Fatal("dialled with a context that had ended")
 	}
-	Await(t, "no goroutine left", func() bool { return len(goroutines()) == 0 })
+	Await(t, "no goroutine left", func() bool { return goroutines(t) == 0 })
 }
 
 func commands(t *testing.T, r *run) {
