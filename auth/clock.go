@@ -21,8 +21,10 @@ import (
 var ClockWrong = health.Code{Name: "clock-wrong", Title: "the system's clock stands in the past", Severity: health.Notice,
 	Hint: "the gateway goes by certificates and issuers instead; see that NTP runs, and whether the battery of the clock is empty"}
 
-// keepEvery is how often the time is written down.
-const keepEvery = time.Hour
+const (
+	keepEvery = time.Hour        // the time is written down
+	lookEvery = 10 * time.Second // whether the clock has leapt
+)
 
 // Clock tells the time to all who check certificates and tokens, on a machine whose own clock may stand at 1970 after a power cut.
 //
@@ -32,9 +34,13 @@ const keepEvery = time.Hour
 // taken, and one that has begun since the last run does not lock the gateway out.
 //
 // What it cannot tell, it cannot tell: while the true time is unknown, a certificate that ended since that moment still passes.
+//
+// When the true time comes, the clock leaps. What was dated before the leap is then not as old as its date says: see Correct.
 type Clock struct {
-	system func() time.Time
-	path   string
+	system  func() time.Time
+	elapsed func() time.Duration // as no clock that is set can tell it
+	path    string
+	leaps   leaps
 
 	mu    sync.Mutex
 	floor time.Time     // guarded by mu; known to have passed
@@ -44,18 +50,19 @@ type Clock struct {
 
 // OpenClock makes a clock that keeps the time in the file at path. built is when the program was built; system is time.Now.
 func OpenClock(path string, built time.Time, system func() time.Time) (*Clock, error) {
-	c := &Clock{system: system, path: path, floor: built, at: system()}
+	began := time.Now()
+	c := &Clock{system: system, elapsed: func() time.Duration { return time.Since(began) }, path: path, floor: built, at: system()}
 	data, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return c, nil
-	case err != nil:
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("clock: %w", err)
 	}
-	kept, err := time.Parse(time.RFC3339, strings.TrimSpace(string(data)))
+	first, rest, _ := strings.Cut(string(data), "\n")
+	kept, err := time.Parse(time.RFC3339, first)
 	if err == nil && kept.After(built) { // a file that was torn is as good as none
 		c.floor = kept
 	}
+	now, believed := c.now()
+	c.leaps.open(rest, kept, now, c.elapsed(), believed)
 	return c, nil
 }
 
@@ -158,24 +165,38 @@ func (t *timing) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// Run writes the time down every hour and at the end, and reports a system's clock that is not believed, until ctx ends.
+// Correct gives the time that a date stands for which Now has given: where the clock has leapt since then, by as much later.
+// It is for what was stored and is asked how old it is.
+func (c *Clock) Correct(date time.Time) time.Time {
+	now, believed := c.now()
+	c.leaps.look(now, c.elapsed(), believed)
+	return c.leaps.correct(date)
+}
+
+// Run writes the time down every hour, at a leap and at the end, and reports a system's clock that is not believed, until ctx ends.
 func (c *Clock) Run(ctx context.Context, reporter *health.Reporter) error {
-	for tick := time.NewTicker(keepEvery); ; {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var kept time.Duration
+	for first := true; ; first = false {
 		now, believed := c.now()
+		c.leaps.look(now, c.elapsed(), believed)
 		if believed {
 			reporter.Clear(&ClockWrong)
 		} else {
 			reporter.Set(&ClockWrong, "it says "+c.system().UTC().Format(time.RFC3339)+", and it is at least "+now.UTC().Format(time.RFC3339))
 		}
-		if err := hwcrypto.WriteFile(c.path, []byte(now.UTC().Format(time.RFC3339)+"\n")); err != nil {
-			return fmt.Errorf("clock: %w", err)
+		if e := c.elapsed(); c.leaps.changed() || first || e-kept >= keepEvery || ctx.Err() != nil {
+			kept = e
+			if err := hwcrypto.WriteFile(c.path, []byte(now.UTC().Format(time.RFC3339)+"\n"+c.leaps.text())); err != nil {
+				return fmt.Errorf("clock: %w", err)
+			}
 		}
 		if ctx.Err() != nil {
-			tick.Stop()
 			return nil
 		}
 		select {
-		case <-tick.C:
+		case <-look.C:
 		case <-ctx.Done():
 		}
 	}

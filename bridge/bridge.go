@@ -38,7 +38,8 @@ type Options struct {
 	Log      *slog.Logger
 	Health   *health.Tracker
 	Now      func() time.Time
-	CloudAck time.Duration // how long a device waits where ack = "cloud"; default 30 s
+	Correct  func(time.Time) time.Time // gives what a time that Now gave stands for, where the clock was set since; nil: it never is
+	CloudAck time.Duration             // how long a device waits where ack = "cloud"; default 30 s
 }
 
 // Setup is what a reload replaces.
@@ -102,6 +103,9 @@ func Open(o Options) (*Bridge, error) { return open(o, spoolQueue{o.Spool}) }
 func open(o Options, q queue) (*Bridge, error) {
 	if o.CloudAck == 0 {
 		o.CloudAck = 30 * time.Second
+	}
+	if o.Correct == nil {
+		o.Correct = func(t time.Time) time.Time { return t }
 	}
 	st, err := openStore(o.Dir, o.Now())
 	if err != nil {

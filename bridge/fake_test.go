@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -342,6 +343,7 @@ type rig struct {
 	field *field
 	dir   string
 	log   *health.Tracker
+	clock setClock
 }
 
 // standard is the configuration of most tests.
@@ -365,6 +367,23 @@ func standard() *config.Config {
 	}
 }
 
+// setClock is a clock that can be set, and that knows of it.
+type setClock struct{ by, before atomic.Int64 }
+
+func (c *setClock) set(d time.Duration) {
+	c.before.Store(time.Now().UnixNano() + 1)
+	c.by.Store(int64(d))
+}
+
+func (c *setClock) now() time.Time { return time.Now().Add(time.Duration(c.by.Load())) }
+
+func (c *setClock) correct(at time.Time) time.Time {
+	if at.UnixNano() < c.before.Load() {
+		return at.Add(time.Duration(c.by.Load()))
+	}
+	return at
+}
+
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, queue: newMemory(t), field: &field{}, dir: t.TempDir()}
@@ -382,7 +401,7 @@ func (r *rig) reopen() {
 	r.t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	r.log = health.New(log, time.Now)
-	b, err := open(Options{Dir: r.dir, Log: log, Health: r.log, Now: time.Now}, r.queue)
+	b, err := open(Options{Dir: r.dir, Log: log, Health: r.log, Now: r.clock.now, Correct: r.clock.correct}, r.queue)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ type flight struct {
 func newFlight(p *pump, s northbound.Session, cancel context.CancelCauseFunc) *flight {
 	return &flight{
 		p: p, s: s, cancel: cancel, limits: p.b.state.Load().limits[p.name],
-		room: make(chan struct{}, 1), grave: make(chan struct{}, 1), deadRun: p.probe.deadRun,
+		dec: decoder{correct: p.b.o.Correct}, room: make(chan struct{}, 1), grave: make(chan struct{}, 1), deadRun: p.probe.deadRun,
 	}
 }
 
@@ -184,7 +184,7 @@ func (f *flight) prepare(entries []spool.Entry) *batch {
 	var dead []burial
 	for i := range entries {
 		e := &entries[i]
-		if expired(e.Expires, now) {
+		if f.p.b.ended(e.Time, e.Expires, now) {
 			f.p.consumer.Settle(e.Pos, spool.Expired)
 			f.p.b.waiting.settle(e.ID, f.p.name, msg.Refuse(msg.Unconfirmed, "expired before %s took it", f.p.name))
 			continue

@@ -48,6 +48,7 @@ type box struct {
 type mailItem struct {
 	seq     uint64
 	size    int
+	taken   time.Time
 	expires time.Time
 }
 
@@ -60,7 +61,7 @@ func openMailbox(b *Bridge) (*mailbox, error) {
 			return mail.Bucket(device).ForEach(func(k, v []byte) error {
 				var c command
 				if len(k) == 8 && json.Unmarshal(v, &c) == nil {
-					m.add(string(device), mailItem{binary.BigEndian.Uint64(k), len(v), c.Message.Expires})
+					m.add(string(device), mailItem{binary.BigEndian.Uint64(k), len(v), c.Message.Time, c.Message.Expires})
 				}
 				return nil
 			})
@@ -125,7 +126,7 @@ func (m *mailbox) put(c command) error {
 	m.count--
 	m.bytes -= len(v)
 	if err == nil {
-		m.add(device, mailItem{seq, len(v), c.Message.Expires})
+		m.add(device, mailItem{seq, len(v), c.Message.Time, c.Message.Expires})
 	}
 	return err
 }
@@ -212,15 +213,15 @@ func (m *mailbox) expire(now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for device, x := range m.boxes {
-		if !x.busy && x.late(now) >= 0 {
+		if !x.busy && m.late(x, now) >= 0 {
 			m.schedule(device, x)
 		}
 	}
 }
 
 // late gives the index of an item that has expired, -1 where there is none.
-func (x *box) late(now time.Time) int {
-	return slices.IndexFunc(x.items, func(it mailItem) bool { return expired(it.expires, now) })
+func (m *mailbox) late(x *box, now time.Time) int {
+	return slices.IndexFunc(x.items, func(it mailItem) bool { return m.b.ended(it.taken, it.expires, now) })
 }
 
 // next gives a device that is to be served, waiting until there is one; it is false when ctx has ended.
@@ -272,7 +273,7 @@ func (m *mailbox) one(ctx context.Context, device string) bool {
 	now := m.b.o.Now()
 	m.mu.Lock()
 	x := m.boxes[device]
-	i := x.late(now)
+	i := m.late(x, now)
 	if i < 0 && (!x.awake || len(x.items) == 0) {
 		m.mu.Unlock()
 		return false
@@ -282,6 +283,7 @@ func (m *mailbox) one(ctx context.Context, device string) bool {
 
 	st := m.b.state.Load()
 	c, err := m.read(device, seq)
+	c.Message.Expires = corrected(m.b.o.Correct, c.Message.Time, c.Message.Expires)
 	var reply msg.Reply
 	switch {
 	case err != nil:

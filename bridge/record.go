@@ -65,7 +65,10 @@ var errRecord = errors.New("the stored message cannot be read")
 
 // decoder reads records of one connector. It keeps strings that come again and again, so that reading costs no allocation
 // per message.
-type decoder struct{ known map[string]string }
+type decoder struct {
+	known   map[string]string
+	correct func(time.Time) time.Time // see Options.Correct; nil: the times as they stand
+}
 
 const maxKnown = 8192
 
@@ -99,7 +102,11 @@ func (d *decoder) publication(e *spool.Entry) (p msg.Publication, err error) {
 		b = b[size+int(n):]
 		return field
 	}
-	p = msg.Publication{ID: e.ID, Time: e.Time, Expires: e.Expires, Route: e.Route, QoS: flags & 3, Retain: flags&flagRetain != 0}
+	taken, expires := e.Time, e.Expires
+	if d.correct != nil {
+		taken, expires = d.correct(taken), corrected(d.correct, taken, expires)
+	}
+	p = msg.Publication{ID: e.ID, Time: taken, Expires: expires, Route: e.Route, QoS: flags & 3, Retain: flags&flagRetain != 0}
 	p.Device, p.Topic, p.Type = d.text(next()), d.text(next()), d.text(next())
 	if flags&flagExtra != 0 {
 		n, size := binary.Uvarint(b)
@@ -125,7 +132,7 @@ func (d *decoder) publication(e *spool.Entry) (p msg.Publication, err error) {
 			p.Properties = map[string]string{}
 		}
 		p.Properties[propertyID] = e.ID.String()
-		p.Properties[propertyTime] = e.Time.UTC().Format("2006-01-02T15:04:05.000Z07:00")
+		p.Properties[propertyTime] = p.Time.UTC().Format("2006-01-02T15:04:05.000Z07:00")
 		p.Properties[propertyDevice] = p.Device
 	}
 	p.Payload = b
@@ -134,3 +141,16 @@ func (d *decoder) publication(e *spool.Entry) (p msg.Publication, err error) {
 
 // expired tells whether the time has come; the zero time never does.
 func expired(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
+
+// corrected gives the end of what was taken at a time, which moves with it.
+func corrected(correct func(time.Time) time.Time, taken, end time.Time) time.Time {
+	if end.IsZero() {
+		return end
+	}
+	return end.Add(correct(taken).Sub(taken))
+}
+
+// ended tells whether what was taken at a time has come to its end, also by a clock that was set since.
+func (b *Bridge) ended(taken, end, now time.Time) bool {
+	return expired(end, now) && expired(corrected(b.o.Correct, taken, end), now)
+}

@@ -142,7 +142,17 @@ func (cur *cursor) take(list []found) (octets int) {
 
 // expired says whether a record is of no use any more.
 func (s *Spool) expired(r *raw, now int64) bool {
-	return r.expires != 0 && r.expires <= now || r.time+s.o.MaxAge.Milliseconds() <= now
+	end := r.time + s.o.MaxAge.Milliseconds()
+	if r.expires != 0 {
+		end = min(end, r.expires)
+	}
+	return end <= now && end+s.late(r.time) <= now
+}
+
+// late says by how many ms the clock stood back at a time that it gave. It is asked only where it matters.
+func (s *Spool) late(ms int64) int64 {
+	t := time.UnixMilli(ms)
+	return s.o.Correct(t).Sub(t).Milliseconds()
 }
 
 // Settle says what became of an entry that was handed out. Entries may be settled in any order; settling one twice counts once.

@@ -308,16 +308,17 @@ func (l *log) age() {
 	s := l.s
 	s.mu.Lock()
 	before := s.o.Now().Add(-s.o.MaxAge).UnixMilli()
+	aged := func(ms int64) bool { return ms <= before && ms+s.late(ms) <= before }
 	var old []*cursor
 	for _, cur := range l.cursors {
-		if cur.pending > 0 && cur.oldest <= before && len(cur.flight) == 0 {
+		if cur.pending > 0 && aged(cur.oldest) && len(cur.flight) == 0 {
 			old = append(old, cur)
 		}
 	}
 	s.mu.Unlock()
 	for _, cur := range old {
 		cur.consumer.reading.Lock()
-		cur.expire(func(_ uint64, time int64) bool { return time <= before })
+		cur.expire(func(_ uint64, ms int64) bool { return aged(ms) })
 		cur.consumer.reading.Unlock()
 	}
 }

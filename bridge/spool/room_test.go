@@ -396,6 +396,46 @@ func TestExpiry(t *testing.T) {
 	balance(t, s)
 }
 
+// A clock that stood back was set: what was taken before is as old as the time that has passed.
+func TestExpiryWhenTheClockIsSet(t *testing.T) {
+	const leap = 1000 * time.Hour
+	var now, before atomic.Int64
+	now.Store(1_000_000)
+	o := Options{
+		Segment: 64 << 10, MaxAge: time.Hour, Now: func() time.Time { return time.UnixMilli(now.Load()) },
+		Correct: func(at time.Time) time.Time {
+			if at.UnixMilli() <= before.Load() {
+				return at.Add(leap)
+			}
+			return at
+		},
+	}
+	s := openMem(t, newMemDisk(), o)
+	defer s.Close()
+	for n := range 100 {
+		r := numbered(n, 1000, "a", "away")
+		if n%2 == 0 {
+			r.Expires = o.Now().Add(time.Minute)
+		}
+		mustPut(t, s, Normal, r)
+	}
+	before.Store(now.Load())
+	now.Add(leap.Milliseconds())
+	if got := drain(t, s, "a"); len(got) != 100 {
+		t.Errorf("%d read after the leap", len(got))
+	}
+	s.logs[Normal].age()
+	if n := s.logs[Normal].cursors["away"].pending; n != 100 {
+		t.Errorf("%d pending after the leap", n)
+	}
+	now.Add(time.Minute.Milliseconds())
+	s.Consumer("a").Rewind()
+	if got := drain(t, s, "away"); len(got) != 50 || got[0] != 1 {
+		t.Errorf("%d read a minute later", len(got))
+	}
+	balance(t, s)
+}
+
 func TestTooLargeAndForNobody(t *testing.T) {
 	s := openMem(t, newMemDisk(), Options{Segment: 64 << 10})
 	defer s.Close()

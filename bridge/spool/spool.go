@@ -74,6 +74,7 @@ type Options struct {
 	Align      int           // commits are aligned to so many octets; default 4096
 	Linger     time.Duration // how long an idle spool waits for company before it writes, to spare flash; default 0
 	Now        func() time.Time
+	Correct    func(time.Time) time.Time // gives what a time that Now gave stands for, where the clock was set since; nil: it never is
 }
 
 // Tally is one line of the ledger. Accepted = Delivered + Expired + Dead + Pending, always.

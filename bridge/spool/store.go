@@ -143,6 +143,9 @@ func (o Options) defaults(fileSystem int64) (Options, int64) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Correct == nil {
+		o.Correct = func(t time.Time) time.Time { return t }
+	}
 	return o, capacity
 }
 
