@@ -114,7 +114,7 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config) (err error)
 		return err
 	}
 	g.spool, err = spool.Open(filepath.Join(state, "spool"), spool.Options{
-		MaxSize: int64(cfg.Spool.MaxSize), MaxAge: time.Duration(cfg.Spool.MaxAge), DropOldest: cfg.Spool.Full == "drop-oldest", Now: g.now,
+		MaxSize: int64(cfg.Spool.MaxSize), MaxAge: time.Duration(cfg.Spool.MaxAge), DropOldest: cfg.Spool.Full == "drop-oldest", Now: g.now, Correct: g.clock.Correct,
 	})
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config) (err error)
 	if dir, err = stateDir(cfg, "bridge"); err != nil {
 		return err
 	}
-	g.bridge, err = bridge.Open(bridge.Options{Spool: g.spool, Dir: dir, Log: g.log.With("part", "bridge"), Health: g.tracker, Now: g.now})
+	g.bridge, err = bridge.Open(bridge.Options{Spool: g.spool, Dir: dir, Log: g.log.With("part", "bridge"), Health: g.tracker, Now: g.now, Correct: g.clock.Correct})
 	return err
 }
 
