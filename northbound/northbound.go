@@ -130,6 +130,8 @@ type Env struct {
 	Tokens  Tokens           // nil where there is no [token.NAME]
 	State   string           // a directory for this connector alone, existing, mode 0700
 	Now     func() time.Time // the trusted clock: for tls.Config.Time and token checks
+	// Groups gives what is known of a device's groups; nil where nothing is.
+	Groups func(device string) []string
 }
 
 // Kind is one type of connector: an entry of kinds.go.

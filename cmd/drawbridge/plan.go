@@ -78,7 +78,7 @@ func (g *gateway) openConnector(cfg *config.Config, c *config.Component) (*conne
 	}
 	built, err := g.kinds.connectors[c.Type].Open(northbound.Env{
 		Name: c.Name, Gateway: cfg.Gateway.ID, Log: g.log.With("connector", c.Name), Health: g.tracker.For("connector " + c.Name),
-		Keys: g.keys.For("connector " + c.Name), Tokens: g.tokens, State: dir, Now: g.now,
+		Keys: g.keys.For("connector " + c.Name), Tokens: g.tokens, State: dir, Now: g.now, Groups: g.bridge.Groups,
 	}, c.Own)
 	if err != nil {
 		return nil, err
