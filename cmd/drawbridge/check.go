@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -40,16 +41,22 @@ Exit status 0: run and reload would take it; 2: they would not.`,
 	}
 }
 
-// load reads the file and compiles its routes; it tells the mistakes of both together.
+// load reads the file, or what stands for it at a first start, and compiles its routes; it tells the mistakes of both together.
 func load(path string, k builtin) (*config.Config, *bridge.Table, error) {
-	cfg, err := config.Load(path, k.config())
+	var cfg *config.Config
+	var err error
+	if isFirst(path) {
+		cfg, err = config.Parse(path, firstFile(os.Getenv), k.config())
+	} else {
+		cfg, err = config.Load(path, k.config())
+	}
 	if cfg == nil {
 		if _, bad := errors.AsType[config.Errors](err); bad {
 			return nil, nil, err
 		}
 		f := &failure{code: exitUsage, err: err}
 		if errors.Is(err, fs.ErrNotExist) {
-			f.hint = "name the file with --config, or try `drawbridge demo`, which needs none"
+			f.hint = "`drawbridge init` writes one; or try `drawbridge demo`, which needs none"
 		}
 		return nil, nil, f
 	}

@@ -97,6 +97,9 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config) (err error)
 	if g.keys, err = openKeys(ctx, cfg, g.log, g.tracker, g.now); err != nil {
 		return err
 	}
+	if isFirst(cfg.Path) {
+		g.firstStart(ctx, cfg.Gateway.ID, string(cfg.Keys["identity"].Cert))
+	}
 	g.realm, err = auth.NewRealm(ctx, cfg, auth.Options{
 		Secret: g.keys.Secret, Certificate: g.keys.Certificate, Log: g.log, Health: g.tracker, Now: g.now, Clock: g.clock,
 	})

@@ -25,7 +25,9 @@ func (a *app) runVerb() *cobra.Command {
 		Short: "Run the gateway",
 		Long: `Runs the gateway until SIGTERM or SIGINT, and logs to standard error.
 SIGHUP reads the configuration again, as drawbridge reload does.
-Under systemd it says when it is ready, feeds the watchdog while every part makes progress, and takes over sockets.`,
+Under systemd it says when it is ready, feeds the watchdog while every part makes progress, and takes over sockets.
+Without a configuration it makes itself an identity key in the TPM, if there is one, and serves this machine alone; drawbridge init writes
+the file that goes on from there. DRAWBRIDGE_TPM names another TPM for that than /dev/tpmrm0, such as unix:/path.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			// The log's own settings are in the file, so what is wrong with the file is told before there is a log.
 			cfg, _, err := load(a.config(), kinds())
@@ -36,7 +38,11 @@ Under systemd it says when it is ready, feeds the watchdog while every part make
 			defer runtime.KeepAlive(weight)
 			p := parts{records: status.NewRecorder(recordLines), notify: sdnotify.New(os.Getenv), sockets: sdnotify.Files(os.Getenv)}
 			p.log = slog.New(p.records.Handler(newLog(a.err, cfg.Log)))
-			return serve(c.Context(), a.config(), p, nil)
+			return serve(c.Context(), a.config(), p, func() {
+				if isFirst(a.config()) {
+					sayNext(a.err, a.config())
+				}
+			})
 		},
 	}
 }

@@ -2,9 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
-	"io/fs"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -13,11 +10,6 @@ import (
 
 // client reaches the running gateway that the configuration names.
 func (a *app) client() (*status.Client, error) {
-	if a.configPath == "" {
-		if _, err := os.Stat(defaultConfig); errors.Is(err, fs.ErrNotExist) {
-			return status.NewClient("/run/drawbridge/drawbridge.sock"), nil
-		}
-	}
 	cfg, _, err := load(a.config(), kinds())
 	if err != nil {
 		return nil, err

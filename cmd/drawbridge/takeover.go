@@ -89,6 +89,9 @@ func (g *gateway) takeOver(ctx context.Context, old, fresh *plan) status.Reloade
 	g.mu.Lock()
 	g.plan, g.reloaded = fresh, g.now()
 	g.mu.Unlock()
+	if !isFirst(fresh.cfg.Path) {
+		g.tracker.For("").Clear(&unconfigured)
+	}
 	note := func(kind, name string, existed bool) {
 		if existed {
 			done.Restarted = append(done.Restarted, kind+" "+name)

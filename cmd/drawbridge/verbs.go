@@ -10,6 +10,7 @@ import (
 // verbs are the commands of the contract, in the order in which help lists them.
 func (a *app) verbs() []*cobra.Command {
 	return []*cobra.Command{
+		a.initVerb(),
 		a.runVerb(),
 		a.checkVerb(),
 		a.statusVerb(),
