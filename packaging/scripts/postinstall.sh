@@ -25,8 +25,8 @@ fi
 if [ "$upgrade" = no ]; then
 	cat <<'TEXT'
 Drawbridge listens on this machine alone until you say more:
-  1. Write /etc/drawbridge/drawbridge.toml; every setting is in /usr/share/doc/drawbridge/example.toml
-  2. drawbridge check && systemctl reload drawbridge
+  1. drawbridge init: a few questions, then it writes /etc/drawbridge/drawbridge.toml
+  2. systemctl reload drawbridge
   3. drawbridge status, or http://127.0.0.1:8480
 TEXT
 fi
