@@ -203,6 +203,12 @@ func (c *command) proceed(p *packet, limit int) (again, bad bool) {
 		c.answer = append(c.answer, p.payload...)
 		return false, false
 	}
+	etag, _ := p.option(message.ETag)
+	if c.fetched == 0 {
+		c.etag = bytes.Clone(etag)
+	} else if len(etag) > 0 && !bytes.Equal(etag, c.etag) { // of another representation (RFC 7959 section 2.4)
+		return false, true
+	}
 	if !ok || b.offset() != len(c.answer) || b.more && len(p.payload) != b.size() || len(c.answer)+len(p.payload) > limit {
 		return false, true
 	}

@@ -1,7 +1,8 @@
 // Package coap is the listener for CoAP devices (RFC 7252), over DTLS 1.2, over TLS (RFC 8323) or, on loopback, in the clear.
 //
 // A report is a POST or PUT (or PATCH, iPATCH) on a resource; it is answered 2.04 only after the uplink has said yes. A command
-// goes to the device as a notification where the device observes the resource, else as a confirmable request.
+// goes to the device as a notification where the device observes the resource, else as a confirmable request. Resources that the
+// configuration names are observed on devices, and what they notify is a report, too.
 //
 // Promises: who a device is comes from its credential. Nothing is kept for an address that has not answered a cookie, everything else is
 // bounded, and over UDP there is no goroutine per device. A confirmable request is carried out once, however often it arrives within

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,22 +41,26 @@ func dialWithoutCID(ctx context.Context, _ *southtest.Site, addr net.Addr, devic
 
 func dialPSK(ctx context.Context, addr net.Addr, device string, secret []byte, opts ...piondtls.ClientOption) (southtest.Device, error) {
 	d := &goCoAP{router: mux.NewRouter()}
+	return d, d.dial(ctx, addr, device, secret, opts...)
+}
+
+func (d *goCoAP) dial(ctx context.Context, addr net.Addr, device string, secret []byte, opts ...piondtls.ClientOption) error {
 	udp, err := net.DialUDP("udp", nil, addr.(*net.UDPAddr))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	opts = append(opts, piondtls.WithPSK(func([]byte) ([]byte, error) { return secret, nil }), piondtls.WithPSKIdentityHint([]byte(device)),
 		piondtls.WithCipherSuites(piondtls.TLS_PSK_WITH_AES_128_GCM_SHA256))
 	conn, err := piondtls.ClientWithOptions(connected{udp}, addr, opts...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := conn.HandshakeContext(ctx); err != nil {
 		udp.Close()
-		return nil, err
+		return err
 	}
 	d.conn = coapdtls.Client(conn, options.WithMux(d.router), options.WithCloseSocket())
-	return d, nil
+	return nil
 }
 
 // connected makes a connected socket a packet connection.
@@ -163,4 +169,41 @@ func TestBothFamiliesOfAddresses(t *testing.T) {
 			t.Errorf("%v: %s, %v", ip, code, err)
 		}
 	}
+}
+
+// observable is a resource of a device that the gateway observes.
+type observable struct {
+	d *goCoAP
+
+	mu    sync.Mutex
+	value string
+	token message.Token // guarded by mu: of the observation
+	seq   uint32
+}
+
+func (o *observable) ServeCOAP(w mux.ResponseWriter, r *mux.Message) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if n, err := r.Observe(); err == nil && n == 0 {
+		o.token = r.Token()
+	}
+	o.seq++
+	w.SetResponse(codes.Content, message.TextPlain, strings.NewReader(o.value), message.Option{ID: message.Observe, Value: []byte{byte(o.seq)}})
+}
+
+// set changes the value and notifies, once more for each second in which nobody has acknowledged it.
+func (o *observable) set(ctx context.Context, value string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.value = value
+	o.seq++
+	m := o.d.conn.AcquireMessage(ctx)
+	defer o.d.conn.ReleaseMessage(m)
+	m.SetCode(codes.Content)
+	m.SetType(message.Confirmable)
+	m.SetToken(o.token)
+	m.SetObserve(o.seq)
+	m.SetContentFormat(message.TextPlain)
+	m.SetBody(strings.NewReader(value))
+	o.d.conn.WriteMessage(m)
 }

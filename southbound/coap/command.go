@@ -30,6 +30,7 @@ const maxCommands = 16
 type talk struct {
 	commands []*command // the first may be under way
 	observed []*observation
+	watches  []*watch
 	tokens   uint64
 }
 
@@ -39,13 +40,16 @@ type command struct {
 	token  []byte
 	sent   *transmission // nil until it is under way
 	seen   *observation  // it goes as a notification
+	watch  *watch        // it asks for an observation, or for the rest of a notification
+	cancel bool          // it ends the observation
 	ended  bool
-	result chan outcome
+	result chan outcome // nil: nobody waits
 
 	block   block  // of the payload, the one to send
 	fetched int    // octets of the answer
 	fetch   block  // of the answer, the last one
 	answer  []byte // what has come of it
+	etag    []byte // of the answer
 }
 
 type outcome struct {
@@ -54,7 +58,7 @@ type outcome struct {
 }
 
 func (c *command) end(reply msg.Reply, err error) {
-	if !c.ended {
+	if !c.ended && c.result != nil {
 		c.ended = true
 		c.result <- outcome{reply, err}
 	}
@@ -67,17 +71,21 @@ func (s *session) speak() *talk {
 	return s.talk
 }
 
-// handOver takes the commands that have not been answered, to be sent anew on another association.
-func (k *talk) handOver(l *listener) []*command {
-	list := k.commands
-	k.commands = nil
-	for _, c := range list {
+// handOver takes the commands that have not been answered, to be sent anew on another association, which makes observations of its own.
+func (k *talk) handOver(l *listener) (list []*command) {
+	for _, c := range k.commands {
 		if c.sent != nil {
 			l.untrack(c.sent)
 		}
+		if c.watch != nil {
+			c.watch.asking = false
+			continue
+		}
 		c.sent, c.seen = nil, nil
 		c.block, c.fetched, c.answer = block{szx: maxBlockSZX}, 0, nil
+		list = append(list, c)
 	}
+	k.commands = nil
 	return list
 }
 
@@ -99,11 +107,16 @@ func (l *listener) Deliver(ctx context.Context, m msg.Message) (msg.Reply, error
 		return msg.Reply{}, southbound.ErrNotHere
 	}
 	k := s.speak()
-	if len(k.commands) >= maxCommands {
+	if len(k.commands) >= maxCommands+len(k.watches) {
 		l.end(t)
 		return msg.Reply{}, msg.Refuse(msg.Full, "%d commands wait for the device", maxCommands)
 	}
-	k.commands = append(k.commands, c)
+	// What the gateway asks for itself waits.
+	if i := slices.IndexFunc(k.commands, func(o *command) bool { return o.watch != nil && o.sent == nil }); i >= 0 {
+		k.commands = slices.Insert(k.commands, i, c)
+	} else {
+		k.commands = append(k.commands, c)
+	}
 	t.next(s)
 	l.end(t)
 	select {
@@ -157,16 +170,20 @@ func (t *turn) next(s *session) {
 		c := k.commands[0]
 		m := message.Message{Type: message.Confirmable, MessageID: int32(s.nextMID())}
 		// A notification is one message; what is longer goes as a request, in blocks.
-		if c.seen = k.observation(c.m.Resource); c.seen != nil && len(c.m.Payload) <= c.block.size() {
+		if c.seen = k.observation(c.m.Resource); c.seen != nil && c.watch == nil && len(c.m.Payload) <= c.block.size() {
 			m.Code, m.Token = codes.Content, c.seen.token
 			m.Options = append(m.Options, uintOption(message.Observe, c.seen.next()))
 		} else {
 			c.seen = nil
 			m.Code, _ = methodCode(c.m.Method)
-			k.tokens++
-			c.token = binary.BigEndian.AppendUint64(nil, k.tokens)[4:]
+			if c.registers() && !s.doubted {
+				c.token, m.Options = c.watch.token, c.watch.options(c.cancel)
+			} else {
+				k.tokens++
+				c.token = binary.BigEndian.AppendUint64(nil, k.tokens)[4:]
+			}
 			m.Token = c.token
-			m.Options = pathOptions(nil, c.m.Resource)
+			m.Options = pathOptions(m.Options, c.m.Resource)
 		}
 		c.prepare(&m)
 		data := t.sendMessage(s, &m)
@@ -186,13 +203,24 @@ func (t *turn) next(s *session) {
 	}
 }
 
-// finish ends the command under way and sends the next one.
-func (t *turn) finish(s *session, c *command, reply msg.Reply, err error) {
+// registers tells whether the request is the one that makes or ends an observation, not one for the rest of a representation.
+func (c *command) registers() bool { return c.watch != nil && c.fetched == 0 }
+
+// drop takes a command from the session.
+func (t *turn) drop(s *session, c *command) {
 	if s.talk != nil {
 		s.talk.commands = slices.DeleteFunc(s.talk.commands, func(o *command) bool { return o == c })
 	}
 	if c.sent != nil {
 		t.l.untrack(c.sent)
+	}
+}
+
+// finish ends the command under way and sends the next one.
+func (t *turn) finish(s *session, c *command, reply msg.Reply, err error) {
+	t.drop(s, c)
+	if c.watch != nil && s.talk != nil {
+		t.watched(s, c, nil, err != nil)
 	}
 	c.end(reply, err)
 	t.next(s)
@@ -246,6 +274,9 @@ func (t *turn) response(s *session, p *packet) {
 	if known && p.typ == message.Acknowledgement && p.mid != c.sent.mid {
 		known = false
 	}
+	if !known && t.notification(s, p) {
+		return
+	}
 	if p.typ == message.Confirmable {
 		if !known {
 			t.reset(s, p.mid)
@@ -254,12 +285,23 @@ func (t *turn) response(s *session, p *packet) {
 		t.send(s, appendShort(t.text[:0], message.Acknowledgement, codes.Empty, p.mid, nil))
 	}
 	if !known {
+		if _, ok := p.option(message.Observe); ok && p.typ == message.NonConfirmable && s.stream == nil {
+			t.reset(s, p.mid) // an observation that is not wanted any more (RFC 7641 section 3.6)
+		}
 		return
 	}
 	s.credit = unlimited
-	if p.vet() != 0 { // RFC 7252 section 5.4.1: a response with a critical option that is not known is rejected
+	doubted := s.doubted
+	s.doubted, s.challenge, s.tries = false, nil, 0 // the token was made after a power cut: so was the answer
+	if p.vet() != 0 {                               // RFC 7252 section 5.4.1: a response with a critical option that is not known is rejected
 		t.finish(s, c, msg.Reply{Status: msg.Refused, Code: "bad-option"}, nil)
 		return
+	}
+	if c.registers() && !c.cancel && p.code>>5 == 2 {
+		c.watch.note(p, t.now)
+		if doubted { // it was only read
+			c.watch.due = t.now
+		}
 	}
 	again, bad := c.proceed(p, int(t.l.cfg.MaxPayload))
 	if again {
@@ -270,6 +312,12 @@ func (t *turn) response(s *session, p *packet) {
 	}
 	if bad {
 		t.finish(s, c, msg.Reply{Status: msg.Refused, Code: "bad-block"}, nil)
+		return
+	}
+	if c.watch != nil {
+		t.watched(s, c, p, false)
+		t.drop(s, c)
+		t.next(s)
 		return
 	}
 	reply := msg.Reply{Status: msg.Refused, Code: codeText(p.code), Payload: c.answer}

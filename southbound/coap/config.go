@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/southbound"
@@ -27,6 +29,8 @@ type Config struct {
 	StateKey     string      `toml:"state_key"`     // seals what is kept of associations; empty: key
 	ConnectionID bool        `toml:"connection_id"` // RFC 9146, where the client offers it
 	Suites       []string    `toml:"suites"`        // IANA names in order of preference; empty: all that are sound
+
+	Observe []string `toml:"observe"` // resources that the gateway observes on each device that may report on them
 
 	MaxPayload       config.Size     `toml:"max_payload"`       // of one report, put together from its blocks
 	DeviceRate       int             `toml:"device_rate"`       // reports of one device in a second; 0: any number
@@ -115,6 +119,18 @@ func (c *Config) Check(s *config.Scope) {
 			s.Errorf("suites", "%v", err)
 		}
 	}
+	if len(c.Observe) > maxWatches {
+		s.Errorf("observe", "observe: %d resources are more than %d", len(c.Observe), maxWatches)
+	}
+	for i, resource := range c.Observe {
+		key := fmt.Sprintf("observe[%d]", i)
+		switch {
+		case !isResource(resource):
+			s.Errorf(key, "observe: %q is not a resource", resource).Hint = `for example observe = ["/sensors/temp"]`
+		case slices.Contains(c.Observe[:i], resource):
+			s.Errorf(key, "observe: %q is there twice", resource)
+		}
+	}
 	positive := func(key string, ok bool) {
 		if !ok {
 			s.Errorf(key, "%s: must be more than 0", key)
@@ -132,6 +148,20 @@ func (c *Config) Check(s *config.Scope) {
 	if c.MaxRetransmit < 0 || c.MaxRetransmit > 20 {
 		s.Errorf("max_retransmit", "max_retransmit: %d is not from 0 to 20", c.MaxRetransmit)
 	}
+}
+
+// isResource tells whether s is the path of one resource.
+func isResource(s string) bool {
+	rest, ok := strings.CutPrefix(s, "/")
+	if !ok || len(s) > maxPath || strings.ContainsAny(s, "{}+#*") {
+		return false
+	}
+	for seg := range strings.SplitSeq(rest, "/") {
+		if seg == "" || strings.ContainsFunc(seg, unicode.IsControl) {
+			return false
+		}
+	}
+	return true
 }
 
 var errNoSuite = errors.New("suites: none goes with the listener's security")

@@ -54,6 +54,8 @@ func TestBadConfigurations(t *testing.T) {
 		"security = [\"psk\"]\nmax_payload = \"0\"":                               "max_payload: must be more than 0",
 		"security = [\"psk\"]\nstate_key = \"other\"":                             "other",
 		"security = [\"psk\"]\nlisten = \"5684\"":                                 "listen:",
+		"security = [\"psk\"]\nobserve = [\"sensors/temp\"]":                      "\"sensors/temp\" is not a resource",
+		"security = [\"psk\"]\nobserve = [\"/a\", \"/a\"]":                        "\"/a\" is there twice",
 		"security = [\"psk\"]\nmax_retransmit = 99":                               "max_retransmit: 99 is not from 0 to 20",
 		"security = [\"psk\"]\nsuites = [\"TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8\"]": "suites: none goes with the listener's security",
 	} {

@@ -42,7 +42,7 @@ type counters struct {
 	handshakesOK, handshakesFailed, refusedHandshakes                        atomic.Int64
 	sessions, evicted, rebound, restored                                     atomic.Int64
 	requests, duplicates, commands, retransmissions, socketErrors            atomic.Int64
-	success, clientError, serverError                                        atomic.Int64
+	success, clientError, serverError, notifications, observeRefused         atomic.Int64
 	failKey, failSuite, failPSK, failCertificate, failTimeout, failMalformed atomic.Int64
 }
 
@@ -61,7 +61,7 @@ func (c *counters) fail(reason string) {
 	switch reason {
 	case "key-unavailable", "internal":
 		c.failKey.Add(1)
-	case "no-common-suite":
+	case "no-common-suite", "psk-in-chip":
 		c.failSuite.Add(1)
 	case "wrong-psk", "unknown-psk":
 		c.failPSK.Add(1)
@@ -87,7 +87,7 @@ func (l *listener) Counters() map[string]int64 {
 		"amplification_held": &c.amplification, "handshakes_ok": &c.handshakesOK, "handshakes_failed": &c.handshakesFailed,
 		"handshakes_refused": &c.refusedHandshakes, "sessions": &c.sessions, "evicted": &c.evicted, "rebound": &c.rebound, "restored": &c.restored,
 		"requests": &c.requests, "duplicates": &c.duplicates, "commands": &c.commands, "retransmissions": &c.retransmissions,
-		"socket_errors": &c.socketErrors, "answers_2xx": &c.success, "answers_4xx": &c.clientError, "answers_5xx": &c.serverError,
+		"socket_errors": &c.socketErrors, "notifications": &c.notifications, "observe_refused": &c.observeRefused, "answers_2xx": &c.success, "answers_4xx": &c.clientError, "answers_5xx": &c.serverError,
 		"handshakes_failed_key": &c.failKey, "handshakes_failed_suite": &c.failSuite, "handshakes_failed_psk": &c.failPSK,
 		"handshakes_failed_certificate": &c.failCertificate, "handshakes_failed_timeout": &c.failTimeout,
 		"handshakes_failed_malformed": &c.failMalformed,
@@ -188,6 +188,7 @@ func (l *listener) PolicyChanged() {
 			t.bye(s)
 		default:
 			s.id = id
+			t.rewatch(s)
 		}
 	}
 	l.end(t)

@@ -203,6 +203,7 @@ func (l *listener) establish(h *half, conn *dtls.Conn, id *auth.Identity, flight
 		s := &session{conn: conn, addr: h.addr, id: id, since: t.now, seen: t.now, credit: unlimited, slot: noSlot}
 		l.keep(s)
 		l.add(t, s)
+		t.renew(s, true)
 		for _, b := range append(rest, h.inbox...) {
 			t.datagram(b, h.addr)
 		}

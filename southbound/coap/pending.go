@@ -22,6 +22,7 @@ type pending struct {
 	token    [8]byte
 	suppress uint8          // No-Response
 	block    message.Option // the Block1 to echo; ID 0: none
+	watch    *watch         // the report is a notification on it; nil: it is a request
 	resource string         // whose last value it is; empty: of none
 	format   int
 	payload  []byte
@@ -58,6 +59,14 @@ func (l *listener) release(p *pending) {
 	}
 	*p = pending{done: p.done, payload: p.payload[:0]}
 	l.pendings.Put(p)
+}
+
+// keep copies what becomes the last value of the resource.
+func (p *pending) keep(resource string, from *packet, payload []byte) {
+	p.resource, p.format, p.payload = resource, -1, append(p.payload, payload...)
+	if n, ok := from.number(message.ContentFormat); ok {
+		p.format = int(n)
+	}
 }
 
 // pendingList is ordered by due: every report waits equally long for its empty ACK.
@@ -126,6 +135,10 @@ func codeOf(err error) (code codes.Code, maxAge uint32) {
 
 // answer tells the device what has become of its report.
 func (t *turn) answer(p *pending) {
+	if p.watch != nil {
+		t.notified(p)
+		return
+	}
 	s := p.s
 	code, maxAge := codeOf(p.err)
 	t.l.count.answer(code)

@@ -13,6 +13,11 @@ import (
 
 // message takes one CoAP message of a session.
 func (t *turn) message(s *session, b []byte) {
+	t.take(s, b)
+	t.renew(s, true)
+}
+
+func (t *turn) take(s *session, b []byte) {
 	p := &t.pkt
 	err := p.parse(b)
 	switch {
@@ -160,7 +165,7 @@ func (t *turn) report(s *session, p *packet, path []byte) {
 				t.say(s, p, codes.BadRequest, []byte("device"))
 				return
 			}
-			t.l.rename(s, name)
+			t.rename(s, name)
 		}
 		id = s.id
 		t.l.awake(id)
@@ -178,10 +183,7 @@ func (t *turn) report(s *session, p *packet, path []byte) {
 	pend.s, pend.mid, pend.con, pend.block = s, p.mid, p.typ == message.Confirmable, block
 	pend.tkl = uint8(copy(pend.token[:], p.token))
 	if (p.code == codes.POST || p.code == codes.PUT) && t.l.values.limit > 0 {
-		pend.resource, pend.format, pend.payload = m.Resource, -1, append(pend.payload, payload...)
-		if n, ok := p.number(message.ContentFormat); ok {
-			pend.format = int(n)
-		}
+		pend.keep(m.Resource, p, payload)
 	}
 	if bits, ok := p.number(message.NoResponse); ok {
 		pend.suppress = uint8(bits)

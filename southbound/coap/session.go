@@ -132,6 +132,7 @@ func (l *listener) add(t *turn, s *session) {
 		l.byAddr[s.addr] = s
 	}
 	l.count.sessions.Add(1)
+	defer t.rewatch(s)
 	if s.anyone() {
 		l.byDevice[s.id.Device] = append(l.byDevice[s.id.Device], s)
 		return
@@ -196,13 +197,14 @@ func (l *listener) unname(s *session) {
 }
 
 // rename makes a session without DTLS that of the device that its last request named.
-func (l *listener) rename(s *session, device string) {
+func (t *turn) rename(s *session, device string) {
 	if s.id.Device == device {
 		return
 	}
-	l.unname(s)
+	t.l.unname(s)
 	s.id = &auth.Identity{Device: device, Method: "none"}
-	l.byDevice[device] = append(l.byDevice[device], s)
+	t.l.byDevice[device] = append(t.l.byDevice[device], s)
+	t.rewatch(s)
 }
 
 // evict makes room: the session that has been silent for longest among some goes.
@@ -239,6 +241,8 @@ func (l *listener) sweep(t *turn) {
 				l.remove(s)
 			} else if !s.id.Expires.IsZero() && t.time().After(s.id.Expires) {
 				t.bye(s)
+			} else {
+				t.renew(s, false)
 			}
 		}
 	}

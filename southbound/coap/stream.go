@@ -149,9 +149,9 @@ func (l *listener) greet(ctx context.Context, c net.Conn, from netip.AddrPort) (
 	s := &session{stream: st, addr: from, id: id, credit: unlimited, slot: noSlot}
 	t := l.begin(time.Now())
 	s.since, s.seen = t.now, t.now
-	l.add(t, s)
 	size := uint32(l.cfg.MaxPayload) + maxStreamOptions
-	t.signal(s, codes.CSM, nil, uintOption(optMaxMessageSize, size))
+	t.signal(s, codes.CSM, nil, uintOption(optMaxMessageSize, size)) // first, also before commands that wait
+	l.add(t, s)
 	l.end(t)
 	if l.clientCAs != nil {
 		l.awake(id)
@@ -260,6 +260,7 @@ func (l *listener) readStream(s *session) error {
 		} else {
 			s.seen = t.now
 			err = t.frame(s, codes.Code(code), body[:tkl], body[tkl:])
+			t.renew(s, true)
 		}
 		l.end(t)
 		if err != nil {
