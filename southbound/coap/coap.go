@@ -238,6 +238,9 @@ func (l *listener) tick(now time.Time) {
 		l.sweep(t)
 	}
 	l.end(t)
+	if l.env.Alive != nil {
+		l.env.Alive()
+	}
 }
 
 // complete answers what the uplink has decided on.

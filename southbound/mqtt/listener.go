@@ -271,6 +271,9 @@ func (l *listener) tend(ctx context.Context) {
 					c.stopReading(&ending{code: packet.MaximumConnectTime, text: "the credential has expired"})
 				}
 			})
+			if l.env.Alive != nil {
+				l.env.Alive()
+			}
 		case <-ctx.Done():
 			return
 		}
