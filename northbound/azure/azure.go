@@ -15,8 +15,8 @@
 //     within method_timeout;
 //   - desired properties arrive on "twin/desired/KEY", one publication for each top-level key, when they change and at each connect.
 //
-// With identities = "device" each device of the gateway is a device of the hub, with a connection of its own, whose key is derived in the
-// chip from that of an enrolment group. Connections are made when a device first reports, and again for every device that ever did at each
+// With identities = "device" each device of the gateway is a device of the hub, with a connection and a credential of its own: the key that
+// device_key names for it, a certificate or a symmetric key, or one that is derived in the chip from that of an enrolment group. Connections are made when a device first reports, and again for every device that ever did at each
 // start, paced by connect_rate. "devicebound", "methods" and "twin/desired" are then followed by the device's name, and "twin/reported" is the
 // reporting device's own twin.
 //
@@ -72,6 +72,7 @@ type Config struct {
 	Provisioning  string          `toml:"provisioning"` // HOST or HOST:PORT of the service
 	Group         bool            `toml:"group"`        // key is that of an enrolment group
 	Identities    string          `toml:"identities"`   // "gateway", or "device": a connection for each device
+	DeviceKey     string          `toml:"device_key"`   // pattern of the [key.NAME] that each of them has, such as "hub-{device}"
 	ConnectRate   float64         `toml:"connect_rate"` // log-ins per second with identities = "device"
 
 	// Event Grid
@@ -92,7 +93,8 @@ key      = "identity"               # certificate with the device's id as common
 #token_life = "1h"
 #method_timeout = "25s"
 #group      = false                 # key is that of an enrolment group
-#identities = "gateway"             # "device": a connection for each device, with group = true
+#identities = "gateway"             # "device": a connection for each device, with group = true or device_key
+#device_key = ""                    # "hub-{device}": each device's own key, of which the file has one for each
 #connect_rate = 50                  # of these, per second
 
 [[uplink]]
@@ -158,7 +160,9 @@ func (c *Config) Check(s *config.Scope) {
 	most := hubKeepAlive
 	if c.Service == "iothub" {
 		s.OneOf("auth", c.Auth, "x509", "sas")
-		need("key", c.Key, "a key")
+		if c.DeviceKey == "" {
+			need("key", c.Key, "a key")
+		}
 		if d := time.Duration(c.TokenLife); d < 5*time.Minute {
 			s.Errorf("token_life", "token_life: at least \"5m\"")
 		}
@@ -168,8 +172,15 @@ func (c *Config) Check(s *config.Scope) {
 		if c.Group && c.Auth != "sas" {
 			s.Errorf("group", "group: it goes with auth = \"sas\"")
 		}
-		if s.OneOf("identities", c.Identities, "gateway", "device") && c.Identities == "device" && !c.Group {
-			s.Errorf("identities", "identities: a connection for each device needs group = true: the devices' keys are derived from the group's")
+		if s.OneOf("identities", c.Identities, "gateway", "device") && c.Identities == "device" && !c.Group && c.DeviceKey == "" {
+			s.Errorf("identities", "identities: a connection for each device needs group = true, by which the devices' keys are derived from the group's, or device_key")
+		}
+		switch {
+		case c.DeviceKey == "":
+		case c.Identities != "device" || c.Group:
+			s.Errorf("device_key", "device_key: it goes with identities = \"device\" and without group")
+		case !strings.Contains(c.DeviceKey, "{device}"):
+			s.Errorf("device_key", "device_key: %q has no \"{device}\"", c.DeviceKey)
 		}
 		if c.ConnectRate <= 0 {
 			s.Errorf("connect_rate", "connect_rate: it must be more than 0")

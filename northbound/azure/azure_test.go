@@ -38,15 +38,31 @@ func connector(t testing.TB, b *northtest.Broker, tokens northbound.Tokens, chan
 	if change != nil {
 		change(c)
 	}
-	if c.Identities == "device" { // the gateway itself has reported before
-		if err := os.WriteFile(filepath.Join(env.State, "devices.json"), []byte(`["gw1"]`), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	if c.Identities == "device" {
+		knows(t, env, "gw1")
 	}
+	return open(t, env, c)
+}
+
+// knows lets a connector find devices in its state that have reported before.
+func knows(t testing.TB, env northbound.Env, devices ...string) {
+	t.Helper()
+	list, err := json.Marshal(devices)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(env.State, "devices.json"), list, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func open(t testing.TB, env northbound.Env, c *azure.Config) northbound.Connector {
+	t.Helper()
 	conn, err := azure.Kind().Open(env, c)
 	if err != nil {
 		t.Fatal(err)
 	}
+	azure.SetLeastPoll(conn, 0)
 	return conn
 }
 
@@ -82,62 +98,6 @@ func (i *issuer) Reject(_, token string) {
 }
 
 func isToken(s string) bool { return strings.HasPrefix(s, "token ") }
-
-func TestConnectorIoTHub(t *testing.T) {
-	for name, test := range map[string]struct {
-		key    northtest.HMAC
-		change func(t *testing.T, h *northtest.Hub, c *azure.Config)
-	}{
-		"X.509":                   {nil, func(*testing.T, *northtest.Hub, *azure.Config) {}},
-		"shared access signature": {key, func(_ *testing.T, _ *northtest.Hub, c *azure.Config) { bySAS(c) }},
-		"through the provisioning service": {key, func(_ *testing.T, h *northtest.Hub, c *azure.Config) {
-			bySAS(c)
-			c.Endpoint, c.IDScope, c.Provisioning = "", "0ne00000A0A", local(h.Addr)
-		}},
-		"a connection for each device": {key, func(_ *testing.T, h *northtest.Hub, c *azure.Config) {
-			bySAS(c)
-			h.Group, c.Group, c.Identities, c.ConnectRate = true, true, "device", 1000
-		}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			northtest.TestConnector(t, func(t *testing.T) northtest.Setup {
-				h := northtest.NewHub(t, test.key)
-				return northtest.Setup{
-					Mends:     strings.Contains(name, "each device"),
-					Connector: connector(t, h.Broker, nil, func(c *azure.Config) { test.change(t, h, c) }),
-					Cloud:     h.Cloud("cmd/gw1/x"), Topic: "dt/gw1/x", Filter: "cmd/gw1/#", TooLarge: 256 << 10, NoRefusals: true,
-				}
-			})
-		})
-	}
-}
-
-func TestConnectorEventGrid(t *testing.T) {
-	for name, test := range map[string]struct {
-		method string
-		good   func(string) bool
-		change func(c *azure.Config)
-	}{
-		"X.509":              {"", nil, func(c *azure.Config) { c.Name = "plant7" }},
-		"Entra token":        {"OAUTH2-JWT", isToken, func(c *azure.Config) { c.Auth, c.Token, c.Key = "oauth", "entra", "" }},
-		"token of an issuer": {"CUSTOM-JWT", isToken, func(c *azure.Config) { c.Auth, c.Token, c.Key = "jwt", "own", "" }},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			northtest.TestConnector(t, func(t *testing.T) northtest.Setup {
-				b := northtest.NewGrid(t, test.method, test.good)
-				return northtest.Setup{
-					Connector: connector(t, b, &issuer{life: time.Hour}, func(c *azure.Config) {
-						c.Service = "eventgrid"
-						test.change(c)
-					}),
-					Cloud: northtest.MQTT(b, "cmd/gw1/x", "gw1"), Topic: "dt/gw1/x", Filter: "cmd/gw1/#", TooLarge: 512 << 10,
-				}
-			})
-		})
-	}
-}
 
 // downlink answers commands.
 type downlink struct {

@@ -37,6 +37,7 @@ type Connector struct {
 
 	bearer       *mqtt.Bearer
 	leastRenewal time.Duration // between two re-authentications
+	leastPoll    time.Duration // between two questions to the provisioning service
 
 	mu       sync.Mutex
 	assigned map[string]assignment // guarded by mu: what the provisioning service said, by registration
@@ -65,7 +66,10 @@ func open(env northbound.Env, cfg any) (northbound.Connector, error) {
 	if !ok {
 		return nil, fmt.Errorf("connector %s: configuration of type %T", env.Name, cfg)
 	}
-	return &Connector{env: env, cfg: *c, bearer: mqtt.NewBearer(env.Tokens, c.Token), leastRenewal: renewPause, assigned: map[string]assignment{}, twins: map[string]*twin{}}, nil
+	return &Connector{
+		env: env, cfg: *c, bearer: mqtt.NewBearer(env.Tokens, c.Token), leastRenewal: renewPause, leastPoll: leastPoll,
+		assigned: map[string]assignment{}, twins: map[string]*twin{},
+	}, nil
 }
 
 // Limits is northbound.Limited's.
@@ -106,8 +110,16 @@ func (c *Connector) options() mqtt.Options {
 	}
 }
 
-// address makes the way to host (HOST or HOST:PORT); path is that of MQTT over WebSocket at port 443.
-func (c *Connector) address(ctx context.Context, host, path string) (mqtt.Address, error) {
+// key gives the name of the key with which a device logs in: its own, where each has one.
+func (c *Connector) key(device string) string {
+	if c.cfg.DeviceKey == "" || device == c.deviceID() && c.cfg.Key != "" {
+		return c.cfg.Key
+	}
+	return strings.ReplaceAll(c.cfg.DeviceKey, "{device}", device)
+}
+
+// address makes the way of a device to host (HOST or HOST:PORT); path is that of MQTT over WebSocket at port 443.
+func (c *Connector) address(ctx context.Context, device, host, path string) (mqtt.Address, error) {
 	a := mqtt.Address{URL: &url.URL{Scheme: "mqtts", Host: host}, TLS: &tls.Config{MinVersion: tls.VersionTLS12, Time: c.env.Now}}
 	if _, port, err := net.SplitHostPort(host); err == nil && port == "443" {
 		a.URL.Scheme, a.URL.Path = "wss", path
@@ -121,9 +133,9 @@ func (c *Connector) address(ctx context.Context, host, path string) (mqtt.Addres
 		a.TLS.RootCAs = roots
 	}
 	if c.cfg.Auth == "x509" {
-		cert, err := c.env.Keys.Certificate(ctx, c.cfg.Key)
+		cert, err := c.env.Keys.Certificate(ctx, c.key(device))
 		if err != nil {
-			return a, fmt.Errorf("key %s: %w", c.cfg.Key, err)
+			return a, c.noKey(device, err)
 		}
 		a.TLS.Certificates = []tls.Certificate{*cert}
 	}
@@ -132,20 +144,28 @@ func (c *Connector) address(ctx context.Context, host, path string) (mqtt.Addres
 
 // signature makes a shared access signature of a device (or registration) for resource, and says when it ends.
 func (c *Connector) signature(ctx context.Context, device, resource, policy string) (string, time.Time, error) {
-	var key hwcrypto.MACer
-	key, err := c.env.Keys.MAC(ctx, c.cfg.Key)
+	key, err := c.env.Keys.MAC(ctx, c.key(device))
 	if err == nil && c.cfg.Group {
 		key, err = auth.DeviceKey(ctx, key, device)
 	}
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("key %s: %w", c.cfg.Key, err)
+		return "", time.Time{}, c.noKey(device, err)
 	}
 	expires := c.env.Now().Add(time.Duration(c.cfg.TokenLife)).Truncate(time.Second)
 	token, err := auth.SharedAccessSignature(ctx, key, resource, policy, expires)
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("key %s: %w", c.cfg.Key, err)
+		return "", time.Time{}, c.noKey(device, err)
 	}
 	return token, expires, nil
+}
+
+// noKey is the error of a key that cannot be used. One of many devices for which the file names none is refused: the others go on.
+func (c *Connector) noKey(device string, err error) error {
+	err = fmt.Errorf("key %s: %w", c.key(device), err)
+	if errors.Is(err, hwcrypto.ErrNoKey) && c.key(device) != c.cfg.Key {
+		return msg.Permanent(err)
+	}
+	return err
 }
 
 // bare gives the host without its port.

@@ -17,7 +17,7 @@ import (
 
 const (
 	dpsVersion    = "2019-03-31"
-	leastRetry    = 500 * time.Millisecond
+	leastPoll     = 500 * time.Millisecond
 	mostRetry     = time.Minute
 	longestAssign = 5 * time.Minute
 )
@@ -89,7 +89,7 @@ func (c *Connector) forgetAssignment(registration string) {
 func (c *Connector) provision(ctx context.Context, id string) (assignment, error) {
 	ctx, cancel := context.WithTimeout(ctx, longestAssign)
 	defer cancel()
-	address, err := c.address(ctx, c.cfg.Provisioning, "/$iothub/websocket")
+	address, err := c.address(ctx, id, c.cfg.Provisioning, "/$iothub/websocket")
 	if err != nil {
 		return assignment{}, err
 	}
@@ -127,11 +127,11 @@ func (c *Connector) provision(ctx context.Context, id string) (assignment, error
 	if err != nil {
 		return assignment{}, err
 	}
-	return register(ctx, s, body, answers)
+	return c.register(ctx, s, body, answers)
 }
 
 // register asks until the service has decided.
-func register(ctx context.Context, s *mqtt.Session, body []byte, answers <-chan msg.Publication) (assignment, error) {
+func (c *Connector) register(ctx context.Context, s *mqtt.Session, body []byte, answers <-chan msg.Publication) (assignment, error) {
 	topic := "$dps/registrations/PUT/iotdps-register/?$rid="
 	for rid := 1; ; rid++ {
 		if err := s.Publish(ctx, msg.Publication{Topic: topic + strconv.Itoa(rid), QoS: 1, Payload: body}); err != nil {
@@ -157,7 +157,7 @@ func register(ctx context.Context, s *mqtt.Session, body []byte, answers <-chan 
 			topic, body = "$dps/registrations/GET/iotdps-get-operationstatus/?operationId="+escape(next)+"&$rid=", nil
 		}
 		select {
-		case <-time.After(retryAfter(in.bag["retry-after"])):
+		case <-time.After(max(retryAfter(in.bag["retry-after"]), c.leastPoll)):
 		case <-ctx.Done():
 			return assignment{}, context.Cause(ctx)
 		}
@@ -169,7 +169,7 @@ func retryAfter(s string) time.Duration {
 	if err != nil || n < 0 {
 		n = 3
 	}
-	return min(max(time.Duration(n)*time.Second, leastRetry), mostRetry)
+	return min(time.Duration(n)*time.Second, mostRetry)
 }
 
 // readRegistration reads an answer: the operation to ask after, the assignment, or why there is none. All empty: the service is busy.

@@ -75,7 +75,7 @@ type letter struct {
 
 func (c *Connector) dialFleet(ctx context.Context, down northbound.Downlink) (northbound.Session, error) {
 	if c.cfg.Endpoint != "" { // whether the hub is there at all is told at once
-		address, err := c.address(ctx, c.cfg.Endpoint, "/$iothub/websocket")
+		address, err := c.address(ctx, c.deviceID(), c.cfg.Endpoint, "/$iothub/websocket")
 		if err != nil {
 			return nil, err
 		}

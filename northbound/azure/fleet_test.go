@@ -1,16 +1,19 @@
 package azure_test
 
 import (
+	"crypto/tls"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/northbound"
 	"github.com/drawbridge/drawbridge/northbound/azure"
 	"github.com/drawbridge/drawbridge/northbound/northtest"
+	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
 )
 
 func fleet(t testing.TB, rate float64) (*northtest.Hub, northbound.Connector) {
@@ -131,5 +134,38 @@ func TestLoginsArePaced(t *testing.T) {
 	}
 	if n := len(h.Clients()); n != 11 {
 		t.Fatalf("%d clients", n)
+	}
+}
+
+// Each device shows a certificate of its own; one that the file names no key for is refused, and the others go on.
+func TestEachDeviceHasItsOwnCertificate(t *testing.T) {
+	h := northtest.NewHub(t, nil)
+	h.Group = true
+	ring := &northtest.Keys{Certificates: map[string]tls.Certificate{}}
+	for _, device := range []string{"gw1", "th-1", "th-2"} {
+		ring.Certificates["hub-"+device] = h.CA.Certificate(t, broker.Subject{Name: device})
+	}
+	env, _ := northtest.Env(t, ring)
+	c := azure.Kind().Config().(*azure.Config)
+	c.Endpoint, c.CA, c.DeviceKey, c.Identities, c.ConnectRate = local(h.Addr), config.Path(h.CA.File(t)), "hub-{device}", "device", 1000
+	s := dial(t, open(t, env, c), &northtest.Downlink{})
+	batch := from(3, "th-1", "th-2", "th-9")
+	o := northtest.NewOutcome(len(batch))
+	if err := s.Send(t.Context(), batch, o.Done); err != nil {
+		t.Fatal(err)
+	}
+	o.Await(t)
+	for i := range batch {
+		if _, err := o.Err(i); msg.IsPermanent(err) != (batch[i].Device == "th-9") || err != nil && !strings.Contains(err.Error(), "key hub-th-9: ") {
+			t.Errorf("%s: %v", batch[i].Payload, err)
+		}
+	}
+	for _, m := range h.Messages() {
+		if !strings.HasPrefix(m.Topic, "devices/"+m.From+"/") {
+			t.Errorf("%s reported on %s", m.From, m.Topic)
+		}
+	}
+	if n := len(h.Messages()); n != 6 {
+		t.Errorf("%d reports arrived", n)
 	}
 }

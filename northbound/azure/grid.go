@@ -28,7 +28,7 @@ type grid struct {
 // gridLogin makes what logging in needs. until gives the end of the token that was shown last; nil without tokens.
 func (c *Connector) gridLogin(ctx context.Context) (a mqtt.Address, o mqtt.Options, until func() time.Time, err error) {
 	o = c.options()
-	if a, err = c.address(ctx, c.cfg.Endpoint, "/mqtt"); err != nil {
+	if a, err = c.address(ctx, c.deviceID(), c.cfg.Endpoint, "/mqtt"); err != nil {
 		return a, o, nil, err
 	}
 	o.Version, o.ClientID, o.SessionExpiry, o.Window = mqtt.V5, c.deviceID(), time.Duration(c.cfg.SessionExpiry), gridWindow

@@ -50,7 +50,7 @@ func (c *Connector) hubLogin(ctx context.Context, device string) (mqtt.Address, 
 		}
 		endpoint, device = a.Hub, a.Device
 	}
-	address, err := c.address(ctx, endpoint, "/$iothub/websocket")
+	address, err := c.address(ctx, device, endpoint, "/$iothub/websocket")
 	if err != nil {
 		return address, o, expires, err
 	}

@@ -100,7 +100,7 @@ func (k *Keys) Certificate(_ context.Context, name string) (*tls.Certificate, er
 	if c, ok := k.Certificates[name]; ok {
 		return &c, nil
 	}
-	return nil, fmt.Errorf("key %s: there is none", name)
+	return nil, fmt.Errorf("key %s: %w", name, hwcrypto.ErrNoKey)
 }
 
 // MAC is northbound.Keys'.
@@ -108,7 +108,7 @@ func (k *Keys) MAC(_ context.Context, name string) (hwcrypto.MACer, error) {
 	if m, ok := k.MACs[name]; ok {
 		return m, nil
 	}
-	return nil, fmt.Errorf("key %s: no MAC key", name)
+	return nil, fmt.Errorf("key %s: %w", name, hwcrypto.ErrNoKey)
 }
 
 // Signer is northbound.Signers'.
@@ -116,7 +116,7 @@ func (k *Keys) Signer(_ context.Context, name string) (crypto.Signer, error) {
 	if s, ok := k.Signers[name]; ok {
 		return s, nil
 	}
-	return nil, fmt.Errorf("key %s: there is none", name)
+	return nil, fmt.Errorf("key %s: %w", name, hwcrypto.ErrNoKey)
 }
 
 // Sealer is auth.Keys'. No key of this ring seals.
