@@ -187,7 +187,7 @@ func (r *Ring) entry(name string) (*entry, error) {
 	defer r.mu.RUnlock()
 	e := r.entries[name]
 	if e == nil {
-		return nil, fmt.Errorf("key %q: not in the configuration: there is no [key.%s]", name, name)
+		return nil, fmt.Errorf("key %q: %w: the configuration has no [key.%s]", name, hwcrypto.ErrNoKey, name)
 	}
 	return e, nil
 }
