@@ -27,24 +27,25 @@ type conn struct {
 	out output
 	in  inflow
 
-	keepAlive   time.Duration // 0: none
-	peerReceive int           // how many QoS 1 and 2 publishes the client takes at once
-	peerPacket  int           // how large a packet it takes
-	peerAliases int           // how many topic aliases it takes
-	problemInfo bool          // it wants reason strings
-	authMethod  string        // of enhanced authentication
-	aliases     map[uint16]string
-	sentAliases map[string]uint16 // guarded by session.mu
-	quit        bool              // guarded by session.mu: DISCONNECT has come, the will is not published
-	lastSeen    atomic.Int64      // Unix seconds
-	end         atomic.Pointer[ending]
-	stopped     chan struct{} // closed once end is set
-	topic       known
-	leftQoS0    func(error) // in.left, bound once
-	deadlineSet time.Time
-	cools       bool     // a read that times out does no harm
-	cooling     bool     // the deadline set is the end of being hot
-	small       [64]byte // what an idle connection reads into
+	keepAlive    time.Duration // 0: none
+	peerReceive  int           // how many QoS 1 and 2 publishes the client takes at once
+	peerPacket   int           // how large a packet it takes
+	peerAliases  int           // how many topic aliases it takes
+	problemInfo  bool          // it wants reason strings
+	authMethod   string        // of enhanced authentication
+	aliases      map[uint16]string
+	sentAliases  map[string]uint16 // guarded by session.mu
+	quit         bool              // guarded by session.mu: DISCONNECT has come, the will is not published
+	lastSeen     atomic.Int64      // Unix seconds
+	end          atomic.Pointer[ending]
+	stopped      chan struct{} // closed once end is set
+	topic        known
+	leftQoS0     func(error) // in.left, bound once
+	deadlineSet  time.Time
+	cools        bool     // a read that times out does no harm
+	cooling      bool     // the deadline set is the end of being hot
+	afterSilence bool     // what is read now came after a silence
+	small        [64]byte // what an idle connection reads into
 }
 
 // ending says why and how a connection is ended by us.
@@ -159,6 +160,21 @@ func (c *conn) reason(r *msg.Refusal) string {
 // hot is how long a connection keeps its larger buffer after it was last needed.
 const hot = 2 * time.Second
 
+// A PUBLISH may come to be read earlier than a SUBSCRIBE that another client sent before it. Therefore a client that publishes after a
+// silence lets those who wait to be read go first; one that publishes without pause is not held up.
+const (
+	silence = 2 * time.Millisecond
+	waiting = 200 * time.Microsecond
+)
+
+// letOthersBeRead is called before what c has published is given to others.
+func (c *conn) letOthersBeRead() {
+	if c.afterSilence {
+		c.afterSilence = false
+		time.Sleep(waiting)
+	}
+}
+
 // read takes packets until one of them, or the connection, ends it. buf is what has been read already.
 func (c *conn) read(buf []byte) error {
 	big := cap(buf) > len(c.small)
@@ -256,6 +272,7 @@ func (c *conn) fill(buf []byte, big bool) (int, error) {
 	n, err := c.nc.Read(buf[len(buf):cap(buf)])
 	if n > 0 {
 		c.lastSeen.Store(now.Unix())
+		c.afterSilence = time.Since(now) > silence
 	}
 	return n, err
 }

@@ -46,6 +46,9 @@ func (c *conn) published(h packet.Header, body []byte) error {
 	}
 	// From here on e is in order. What it amounts to is set before it can advance.
 	allowed := c.allowed()
+	if c.topic.publish {
+		c.letOthersBeRead()
+	}
 	reply := c.session.device.answered(c, &p)
 	switch {
 	case reply:
@@ -83,6 +86,7 @@ func (c *conn) publishedQoS0(p *packet.PublishPacket) {
 		return
 	}
 	if c.topic.publish {
+		c.letOthersBeRead()
 		_, _ = c.l.broker.route(newMessage(c.topic.topic, p.Payload, 0, p.Retain, &p.Props, c.l.env.Now()), c.session)
 	}
 	if c.topic.report {
