@@ -2,6 +2,7 @@ package auth_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -289,7 +290,7 @@ func TestIssuerWithChips(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			need(t, "node", "npm")
 			in := uri(t)
-			keys := map[string]*config.Key{"ec": {URI: in("ec")}, "tls": {URI: in("tls")}}
+			keys := map[string]*config.Key{"ec": {URI: in("ec")}, "tls": {URI: in("tls")}, "rsa": {URI: in("rsa")}}
 			ring, err := keyring.New(t.Context(), keyring.Options{Keys: keys, BaseDir: t.TempDir(), State: t.TempDir(), Now: time.Now})
 			if err != nil {
 				t.Fatal(err)
@@ -297,7 +298,11 @@ func TestIssuerWithChips(t *testing.T) {
 			t.Cleanup(func() { ring.Close() })
 			c := newChip(t)
 			for name := range keys {
-				if _, _, err := ring.New(t.Context(), name, hwcrypto.ECDSAP256); err != nil {
+				alg := hwcrypto.ECDSAP256
+				if name == "rsa" {
+					alg = hwcrypto.RSA2048
+				}
+				if _, _, err := ring.New(t.Context(), name, alg); err != nil {
 					t.Fatal(err)
 				}
 				if c.keys[name], err = ring.Signer(t.Context(), name); err != nil {
@@ -308,28 +313,65 @@ func TestIssuerWithChips(t *testing.T) {
 				t.Fatal(err)
 			}
 			i := startIssuer(t, c)
+			resource, iot := map[string]string{"resource": "urn:iot"}, []string{"iot"}
 			g := newGateway(t, i, t.TempDir(), map[string]*config.Token{
-				"pkjwt": {ClientID: "pkjwt", ClientAuth: "private_key_jwt", Key: "ec"},
-				"dpop":  {ClientID: "dpop", ClientAuth: "private_key_jwt", Key: "ec", DPoP: true},
-				"tls":   {ClientID: "tls", ClientAuth: "tls", Key: "tls"},
-				"kept":  {ClientID: "pkjwt", ClientAuth: "private_key_jwt", Key: "ec", Grant: "refresh_token", Scopes: []string{"openid", "offline_access"}},
+				"pkjwt":    {ClientID: "pkjwt", ClientAuth: "private_key_jwt", Key: "ec", Scopes: iot, Params: resource},
+				"ps256":    {ClientID: "ps256", ClientAuth: "private_key_jwt", Key: "rsa"},
+				"dpop":     {ClientID: "dpop", ClientAuth: "private_key_jwt", Key: "ec", DPoP: true, Scopes: iot, Params: resource},
+				"tls":      {ClientID: "tls", ClientAuth: "tls", Key: "tls", Scopes: iot, Params: resource},
+				"bearer":   {ClientID: "pkjwt", ClientAuth: "private_key_jwt", Key: "ec", Grant: "jwt_bearer", Subject: "plant7"},
+				"exchange": {ClientID: "basic", ClientAuth: "client_secret_basic", ClientSecret: "file:/secret", Grant: "token_exchange", SubjectToken: "pkjwt"},
 			})
-			for _, name := range []string{"pkjwt", "dpop", "tls"} {
+			for _, name := range []string{"pkjwt", "ps256", "dpop", "tls", "bearer", "exchange"} {
 				if _, _, err := g.Token(t.Context(), name); err != nil {
 					t.Error(err)
 				}
 			}
-			err = g.Enroll(t.Context(), "kept", func(p auth.DevicePrompt) { i.turn("approve?user_code=" + p.Code) })
+			jkt, err := auth.Thumbprint(c.keys["ec"].Public())
 			if err != nil {
 				t.Fatal(err)
 			}
-			g.Close()
-			again := newGateway(t, i, g.state, map[string]*config.Token{
-				"kept": {ClientID: "pkjwt", ClientAuth: "private_key_jwt", Key: "ec", Grant: "refresh_token", Scopes: []string{"openid", "offline_access"}},
-			})
-			if _, _, err := again.Token(t.Context(), "kept"); err != nil {
-				t.Error(err)
+			sum := sha256.Sum256(c.certs["tls"].Certificate[0])
+			for name, want := range map[string]string{"dpop": jkt, "tls": base64.RawURLEncoding.EncodeToString(sum[:])} {
+				token, _, err := g.Token(t.Context(), name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cnf, _ := claims(t, token)["cnf"].(map[string]any)
+				if cnf["jkt"] != want && cnf["x5t#S256"] != want {
+					t.Errorf("%s: the token is not bound to the chip's key: %v", name, cnf)
+				}
 			}
+			t.Run("DPoP with a nonce", func(t *testing.T) {
+				i.turn("nonce?on=1")
+				defer i.turn("nonce?on=0")
+				g := newGateway(t, i, t.TempDir(), map[string]*config.Token{"dpop": {ClientID: "dpop", ClientAuth: "private_key_jwt", Key: "ec", DPoP: true}})
+				if _, _, err := g.Token(t.Context(), "dpop"); err != nil {
+					t.Error(err)
+				}
+			})
+			t.Run("device flow, and rotation of the sealed refresh token", func(t *testing.T) {
+				kept := map[string]*config.Token{
+					"kept": {ClientID: "pkjwt", ClientAuth: "private_key_jwt", Key: "ec", Grant: "refresh_token", Scopes: []string{"openid", "offline_access"}},
+				}
+				state, seen := t.TempDir(), map[string]bool{}
+				g := newGateway(t, i, state, kept)
+				if err := g.Enroll(t.Context(), "kept", func(p auth.DevicePrompt) { i.turn("approve?user_code=" + p.Code) }); err != nil {
+					t.Fatal(err)
+				}
+				for range 3 { // each time as after a restart
+					g.Close()
+					g = newGateway(t, i, state, kept)
+					if _, _, err := g.Token(t.Context(), "kept"); err != nil {
+						t.Fatal(err)
+					}
+					sealed, err := os.ReadFile(filepath.Join(state, "kept.refresh"))
+					if err != nil || seen[string(sealed)] {
+						t.Fatalf("not rotated: %v", err)
+					}
+					seen[string(sealed)] = true
+				}
+			})
 		})
 	}
 }
