@@ -8,8 +8,12 @@
 //   - Publications of one device and priority are sent to a connector in the order in which they were accepted, also when they are
 //     sent again. Only one that the cloud itself puts off, while it takes those behind it, arrives after these.
 //   - One message that a cloud cannot take does not stop those behind it; a cloud that is away loses nothing.
+//   - A payload of a route that seals is sealed before it is stored; one that cannot be sealed now is refused for now. A command of a route
+//     that unseals is carried out once, and only if it is authentic, fresh and meant for this gateway, device and resource.
 //   - A command reaches a device only if policy lets that connector command that device on that resource.
 //   - Routes, policy, listeners and connectors are replaced as a whole; a message sees the old set or the new one, never a mix.
+//
+// What a device with a mailbox is sent lies there opened, readable by whoever reads the state directory.
 //
 // It speaks no protocol: it knows the contracts of southbound and northbound, never one that fulfils them.
 package bridge
@@ -40,6 +44,8 @@ type Options struct {
 	Now      func() time.Time
 	Correct  func(time.Time) time.Time // gives what a time that Now gave stands for, where the clock was set since; nil: it never is
 	CloudAck time.Duration             // how long a device waits where ack = "cloud"; default 30 s
+
+	Envelopes Envelopes // nil: routes that seal refuse everything
 }
 
 // Setup is what a reload replaces.
@@ -69,6 +75,8 @@ type Bridge struct {
 	dead    *deadLetters
 	mail    *mailbox
 	recent  recentCommands
+	seals   seals
+	opened  *openedCommands
 
 	mu    sync.Mutex
 	pumps map[string]*pump // guarded by mu; by connector, made when first named
@@ -119,6 +127,10 @@ func open(o Options, q queue) (*Bridge, error) {
 	if b.mail, err = openMailbox(b); err != nil {
 		return nil, errors.Join(fmt.Errorf("bridge: mailboxes: %w", err), st.close())
 	}
+	if b.opened, err = openOpened(st.db); err != nil {
+		return nil, errors.Join(fmt.Errorf("bridge: opened commands: %w", err), st.close())
+	}
+	b.seals.b = b
 	if st.damaged != "" {
 		o.Health.For("").Set(&StoreDamaged, st.damaged)
 	}
@@ -154,6 +166,7 @@ func (b *Bridge) Run(ctx context.Context, beat Beat) error {
 	for range mailWorkers {
 		wg.Go(func() { b.mail.serve(ctx) })
 	}
+	wg.Go(func() { b.seals.run(ctx) })
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {
@@ -167,6 +180,9 @@ func (b *Bridge) Run(ctx context.Context, beat Beat) error {
 		b.waiting.expire(now)
 		b.mail.expire(now)
 		b.recent.expire(now)
+		if err := b.opened.expire(now); err != nil {
+			b.o.Log.Warn("opened commands: they cannot be forgotten", "err", err)
+		}
 		b.examine()
 	}
 }

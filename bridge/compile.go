@@ -138,6 +138,7 @@ func (c *compiler) uplink(u *config.Uplink) *upRoute {
 		cloudAck:  u.Ack == "cloud", qos: byte(u.QoS), retain: u.Retain, properties: u.Properties,
 		ttl:   time.Duration(u.TTL),
 		class: classes[u.Priority],
+		seal:  u.Sealing,
 	}
 	if len(c.errs) > before {
 		return nil
@@ -258,6 +259,7 @@ func (c *compiler) downlink(d *config.Downlink) *downRoute {
 		resource: c.template(d, "resource", path, p, "gateway"),
 		pipeline: c.pipeline(d, d.Transform),
 		ttl:      time.Duration(d.TTL),
+		unseal:   d.Unseal, signedBy: string(d.SignedBy), seal: d.Sealing,
 	}
 	if d.Reply != "" {
 		r.reply = c.template(d, "reply", d.Reply, p, "gateway", "resource")

@@ -10,6 +10,7 @@ import (
 
 	"github.com/drawbridge/drawbridge/bridge/spool"
 	"github.com/drawbridge/drawbridge/bridge/transform"
+	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/northbound"
 	"github.com/drawbridge/drawbridge/southbound"
@@ -48,11 +49,28 @@ type command struct {
 	Route       string      `json:"route"`
 	ReplyTo     string      `json:"reply_to,omitempty"`
 	Correlation []byte      `json:"correlation,omitempty"`
+
+	Seal   config.Sealing `json:"seal,omitzero"` // of the reply
+	opened openedKey      // by which a sealed command is known again; zero: it was not sealed
 }
 
 func (d *downlink) deliver(ctx context.Context, p msg.Publication) (msg.Reply, error) {
 	st, now := d.b.state.Load(), d.b.o.Now()
-	c, code := d.command(st, p, now)
+	c, code, err := d.command(ctx, st, p, now)
+	if err != nil {
+		return msg.Reply{}, err
+	}
+	reply, err := d.carryOut(ctx, st, c, code)
+	if c.opened != (openedKey{}) {
+		if e := d.b.opened.end(c.opened, err == nil); e != nil {
+			d.b.o.Log.Warn("a sealed command is remembered until the next start only", "route", c.Route, "err", e)
+		}
+	}
+	return reply, err
+}
+
+// carryOut sends a command to its device or mailbox, or refuses it with the code.
+func (d *downlink) carryOut(ctx context.Context, st *state, c command, code string) (msg.Reply, error) {
 	if code != "" {
 		return d.b.finish(ctx, c, msg.Reply{Status: msg.Refused, Code: code})
 	}
@@ -79,34 +97,41 @@ func (d *downlink) deliver(ctx context.Context, p msg.Publication) (msg.Reply, e
 }
 
 // command makes the command that a publication stands for. With a code, it is refused, and c holds what the reply needs.
-func (d *downlink) command(st *state, p msg.Publication, now time.Time) (c command, code string) {
+// The error is the end of ctx.
+func (d *downlink) command(ctx context.Context, st *state, p msg.Publication, now time.Time) (c command, code string, err error) {
 	c = command{Connector: d.connector, ReplyTo: p.ResponseTopic, Correlation: p.Correlation}
 	if _, err := parseTemplate(p.ResponseTopic, nil); err != nil || st.s.Table.commands(d.connector, p.ResponseTopic) {
 		c.ReplyTo = "" // it is not a topic's name, or the reply would come back as a command, and so on for ever
 	}
 	r, captured := st.s.Table.downlink(d.connector, p.Topic)
 	if r == nil {
-		return c, "no-route"
+		return c, "no-route", nil
 	}
 	device, _ := captured.get("device")
-	c.Route, c.Message.Device = r.name, device
+	c.Route, c.Message.Device, c.Seal = r.name, device, r.seal
 	path, err := r.fill(r.resource, st.s.Table.gateway, "", captured)
 	if err != nil {
-		return c, "bad-topic"
+		return c, "bad-topic", nil
 	}
 	resource := "/" + path
+	c.Message.Resource = resource
 	if c.ReplyTo == "" && r.reply != nil {
 		if c.ReplyTo, err = r.fill(r.reply, st.s.Table.gateway, resource, captured); err != nil || st.s.Table.commands(d.connector, c.ReplyTo) {
 			c.ReplyTo = ""
-			return c, "bad-topic"
+			return c, "bad-topic", nil
 		}
 	}
 	if st.s.Policy == nil || !st.s.Policy.Commandable(d.connector, device, st.groups(device), resource) {
-		return c, "denied"
+		return c, "denied", nil
+	}
+	if r.unseal != "" || r.signedBy != "" {
+		if c.opened, code, err = d.b.unseal(ctx, st, r, device, resource, &p, now); err != nil || code != "" {
+			return c, code, err
+		}
 	}
 	typ, payload, err := r.pipeline.Apply(transform.Input{Type: p.Type, Data: p.Payload, Time: now, Device: device, Resource: resource})
 	if err != nil {
-		return c, "bad-payload"
+		return c, "bad-payload", nil
 	}
 	c.Message = msg.Message{
 		ID: p.ID, Time: now, Expires: earliest(p.Expires, r.ttl, now), Device: device,
@@ -116,9 +141,9 @@ func (d *downlink) command(st *state, p msg.Publication, now time.Time) (c comma
 		c.Message.ID = msg.NewID(now)
 	}
 	if expired(c.Message.Expires, now) {
-		return c, "expired"
+		return c, "expired", nil
 	}
-	return c, ""
+	return c, "", nil
 }
 
 // groups gives what is known of a device's groups: those of the configuration, those that it has shown when it reported,
@@ -176,6 +201,7 @@ func (b *Bridge) post(ctx context.Context, c command) (msg.Reply, error) {
 // finish puts the reply, where somebody wants one, into the queue of the connector that the command came from. The command has
 // had its effect, so a reply that finds no room is counted and reported, and the command counts as settled all the same.
 func (b *Bridge) finish(ctx context.Context, c command, reply msg.Reply) (msg.Reply, error) {
+	reply = b.sealReply(ctx, &c, reply) // also for a connector that answers on the wire itself
 	if c.ReplyTo == "" {
 		return reply, nil
 	}

@@ -1,12 +1,14 @@
 package bridge
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/bridge/transform"
+	"github.com/drawbridge/drawbridge/config"
 )
 
 // Trial is what would become of a report.
@@ -27,7 +29,8 @@ type Trial struct {
 	TTL      time.Duration      `json:"ttl,omitempty"` // zero: none but the spool's
 	Steps    []transform.Result `json:"-"`             // of the transform, where a payload was given
 	Type     string             `json:"type,omitempty"`
-	Payload  []byte             `json:"payload,omitempty"` // what the connectors would get
+	Payload  []byte             `json:"payload,omitempty"` // what the connectors would get, or, where it is sealed, what is in the envelope
+	Seal     string             `json:"seal,omitempty"`    // how the payload is sealed on its way: `jwe by key "payload", A256GCM`
 	Refusal  string             `json:"refusal,omitempty"` // why the answer is no; empty: it is yes
 }
 
@@ -40,6 +43,7 @@ func (t *Table) Test(policy auth.Policy, device string, groups []string, resourc
 	r, captured := t.uplink(device, groups, resource)
 	if r != nil {
 		tr.Route, tr.Pattern, tr.Template, tr.To, tr.QoS, tr.Retain, tr.TTL = r.name, r.resource, r.topicText, r.to, r.qos, r.retain, r.ttl
+		tr.Seal = describeSeal(r.seal)
 		tr.Ack, tr.Priority = "disk", [...]string{"high", "normal", "low"}[r.class]
 		if r.cloudAck {
 			tr.Ack = "cloud"
@@ -81,6 +85,28 @@ type Route struct {
 	Devices    []string `json:"devices,omitempty"`
 	Groups     []string `json:"groups,omitempty"`
 	Connectors []string `json:"connectors"`
+	Seal       string   `json:"seal,omitempty"`   // how reports, or replies, are sealed
+	Unseal     string   `json:"unseal,omitempty"` // how commands have to be sealed
+}
+
+func describeSeal(c config.Sealing) string {
+	switch {
+	case c.Seal == "":
+		return ""
+	case c.SealAs == "jws" || c.SealAs == "cose-sign1":
+		return fmt.Sprintf("%s by key %q", c.SealAs, c.Seal)
+	}
+	return fmt.Sprintf("%s by key %q, %s", c.SealAs, c.Seal, c.SealCipher)
+}
+
+func describeUnseal(r *downRoute) string {
+	switch {
+	case r.unseal != "":
+		return fmt.Sprintf("encrypted by key %q", r.unseal)
+	case r.signedBy != "":
+		return "signed by a certificate of " + r.signedBy
+	}
+	return ""
 }
 
 // Routes lists all routes, uplinks first, in the order in which they are tried.
@@ -89,12 +115,12 @@ func (t *Table) Routes() (list []Route) {
 	for _, e := range t.uplinks {
 		if r := e.r; !seen[r] {
 			seen[r] = true
-			list = append(list, Route{r.name, "up", r.resource, r.topicText, r.pipeline.String(), r.devices, r.groups, r.to})
+			list = append(list, Route{r.name, "up", r.resource, r.topicText, r.pipeline.String(), r.devices, r.groups, r.to, describeSeal(r.seal), ""})
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.downs)) {
 		for _, r := range t.downs[name] {
-			list = append(list, Route{r.name, "down", r.resourceText, r.topicText, r.pipeline.String(), nil, nil, []string{name}})
+			list = append(list, Route{r.name, "down", r.resourceText, r.topicText, r.pipeline.String(), nil, nil, []string{name}, describeSeal(r.seal), describeUnseal(r)})
 		}
 	}
 	return list

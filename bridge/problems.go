@@ -66,6 +66,10 @@ var (
 		Name: "mailboxes-full", Title: "there is no room for commands to sleeping devices", Severity: health.Degraded,
 		Hint: "commands are refused until devices wake up or commands expire",
 	}
+	PayloadKeyFailing = health.Code{
+		Name: "payload-key-failing", Title: "payloads cannot be sealed or opened", Severity: health.Failing,
+		Hint: "devices are told to try again later, and nothing goes out in the clear: see that the chip is there and that the key is of the right kind (drawbridge keys list): jwe and cose-encrypt0 want a secret, jws and cose-sign1 a key pair",
+	}
 	RepliesLost = health.Code{
 		Name: "replies-lost", Title: "replies of devices could not be stored", Severity: health.Degraded,
 		Hint: "the commands were carried out, but the cloud was not told: look at the disk and at spool.max_size",

@@ -16,6 +16,8 @@ import (
 var (
 	bucketMail = []byte("mail") // a bucket for each device: sequence → command
 	bucketDead = []byte("dead") // a bucket for each connector: message id → letter
+
+	bucketOpened = []byte("opened") // openedKey → Unix seconds until which it is remembered
 )
 
 // store is the file that keeps mailboxes and dead letters.
@@ -55,7 +57,7 @@ func openDB(path string) (*bolt.DB, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{bucketMail, bucketDead} {
+		for _, name := range [][]byte{bucketMail, bucketDead, bucketOpened} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

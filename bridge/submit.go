@@ -170,20 +170,32 @@ func (b *Bridge) submit(m *msg.Message, done func(error)) error {
 	if err != nil {
 		return msg.Refuse(msg.BadPayload, "uplink %q: %v", p.r.name, err)
 	}
-	if p.payload > 0 && len(payload) > p.payload {
-		return msg.Refuse(msg.TooLarge, "%d octets; connector %q takes %d", len(payload), p.tightest, p.payload)
+	r := report{id: m.ID, device: m.Device, typ: typ, payload: payload, time: taken, expires: earliest(m.Expires, p.r.ttl, now), done: done}
+	if r.id == (msg.ID{}) {
+		r.id = msg.NewID(now)
 	}
+	if p.r.seal.Seal == "" {
+		return b.enqueue(p, &r, now)
+	}
+	r.device, r.payload = strings.Clone(m.Device), nil
+	return b.seals.submit(&sealing{p: p, r: r, envelope: msg.Envelope{
+		ID: r.id.String(), Issuer: st.s.Table.gateway, Subject: msg.SubjectOf(m.Device, m.Resource), Time: taken,
+		Type: strings.Clone(typ), Payload: slices.Clone(payload),
+	}})
+}
 
-	j := b.jobs.Get().(*job)
-	pub := msg.Publication{Device: m.Device, Topic: p.topic, Type: typ, QoS: p.r.qos, Retain: p.r.retain, Payload: payload}
-	j.data = appendRecord(j.data[:0], &pub, p.r.properties)
-	j.r = spool.Record{ID: m.ID, Time: taken, Expires: earliest(m.Expires, p.r.ttl, now), Route: p.r.name, To: p.r.to, Data: j.data}
-	if j.r.ID == (msg.ID{}) {
-		j.r.ID = msg.NewID(now)
+// enqueue appends a report to the queue; with nil, its done is or will be called.
+func (b *Bridge) enqueue(p *plan, r *report, now time.Time) error {
+	if p.payload > 0 && len(r.payload) > p.payload {
+		return msg.Refuse(msg.TooLarge, "%d octets; connector %q takes %d", len(r.payload), p.tightest, p.payload)
 	}
-	j.route, j.done = p.r, done
+	j := b.jobs.Get().(*job)
+	pub := msg.Publication{Device: r.device, Topic: p.topic, Type: r.typ, QoS: p.r.qos, Retain: p.r.retain, Payload: r.payload}
+	j.data = appendRecord(j.data[:0], &pub, p.r.properties)
+	j.r = spool.Record{ID: r.id, Time: r.time, Expires: r.expires, Route: p.r.name, To: p.r.to, Data: j.data}
+	j.route, j.done = p.r, r.done
 	if p.r.cloudAck {
-		if err := b.waiting.add(j.r.ID, p.r.to, now.Add(b.o.CloudAck), done); err != nil {
+		if err := b.waiting.add(j.r.ID, p.r.to, now.Add(b.o.CloudAck), r.done); err != nil {
 			j.users.Store(1)
 			j.release()
 			return err

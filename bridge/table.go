@@ -8,6 +8,7 @@ import (
 
 	"github.com/drawbridge/drawbridge/bridge/spool"
 	"github.com/drawbridge/drawbridge/bridge/transform"
+	"github.com/drawbridge/drawbridge/config"
 )
 
 // Table is the compiled routes of a configuration. It never changes; see Compile.
@@ -43,6 +44,7 @@ type upRoute struct {
 	properties bool
 	ttl        time.Duration
 	class      spool.Class
+	seal       config.Sealing // without a key: payloads go as they are
 }
 
 // restriction orders how closely a route is restricted to the device.
@@ -137,6 +139,9 @@ type downRoute struct {
 	reply        template // nil: none
 	pipeline     *transform.Pipeline
 	ttl          time.Duration
+	unseal       string         // the key by which commands are encrypted; empty: they are not
+	signedBy     string         // the certificates of those who sign commands; empty: they are not signed
+	seal         config.Sealing // of replies
 }
 
 // downlink finds the route for a publication of the connector, nil where there is none.
