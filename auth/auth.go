@@ -31,6 +31,8 @@ import (
 	"errors"
 	"net/netip"
 	"time"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
 )
 
 // Identity is a device as its credential proves it.
@@ -89,6 +91,15 @@ type Authenticator interface {
 	Certificate(ctx context.Context, listener string, chain []*x509.Certificate) (Identity, error)
 	// Login checks what an MQTT client has shown by the methods in order; the first that proves an identity wins.
 	Login(ctx context.Context, methods []string, c Credentials) (Identity, error)
+}
+
+// ChipPSKs is the ability of an Authenticator to leave pre-shared keys in their chip.
+type ChipPSKs interface {
+	// PSKsInChip tells whether there are any.
+	PSKsInChip() bool
+	// PSKInChip gives what computes HMACs in the chip, keyed with the premaster secret of a plain PSK handshake (RFC 4279 section 2).
+	// It gives nil for an identity whose key is not in a chip, and for one that is not there: PSK is to be asked then.
+	PSKInChip(ctx context.Context, identity string) (Identity, hwcrypto.MACer, error)
 }
 
 // Policy is what bridge and listeners ask before anything is done.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/internal/health"
 )
 
@@ -23,6 +24,8 @@ type Options struct {
 	// Secret reads a secret that the file names ("file:/path", "credential:NAME", "sealed:/path"), without its trailing newline.
 	// What it gives is wiped after use.
 	Secret func(ctx context.Context, ref string) ([]byte, error)
+	// MAC gives the HMAC of [key.NAME], for pre-shared keys that a chip holds; nil where devices do not connect.
+	MAC func(ctx context.Context, name string) (hwcrypto.MACer, error)
 	// Certificate gives the certificate of [key.NAME], for [authenticator]; nil where nobody logs in.
 	Certificate func(ctx context.Context, name string) (*tls.Certificate, error)
 	Log         *slog.Logger
@@ -53,6 +56,7 @@ var (
 	_ Policy        = (*Realm)(nil)
 	_ CommandScope  = (*Realm)(nil)
 	_ Refresher     = (*Realm)(nil)
+	_ ChipPSKs      = (*Realm)(nil)
 )
 
 // device is a [device.NAME] as the tables hold it.
@@ -66,7 +70,8 @@ type device struct {
 type tables struct {
 	devices      map[string]*device
 	psk          map[string]*device // by PSK identity
-	pskDecoys    []*device
+	pskDecoys    []*device // those whose key is read
+	pskInChip    bool      // there are others
 	passDecoys   []*device
 	fingerprints map[[32]byte]*device
 	names        map[string]*device // by SAN or CN, folded
@@ -153,7 +158,11 @@ func (t *tables) add(name string, cfg *config.Device) error {
 	t.devices[name] = d
 	if cfg.PSK != "" {
 		t.psk[cfg.PSKIdentity] = d
-		t.pskDecoys = append(t.pskDecoys, d)
+		if _, ok := cfg.PSK.Key(); ok {
+			t.pskInChip = true
+		} else {
+			t.pskDecoys = append(t.pskDecoys, d)
+		}
 	}
 	if cfg.Password != "" {
 		t.passDecoys = append(t.passDecoys, d)
@@ -212,6 +221,9 @@ func (r *Realm) PSK(ctx context.Context, identity string) (Identity, []byte, err
 			return Identity{}, nil, ErrUnknown
 		}
 	}
+	if _, ok := d.cfg.PSK.Key(); ok {
+		return Identity{}, nil, fmt.Errorf("device %q: the pre-shared key does not leave its chip", d.name)
+	}
 	secret, err := r.o.Secret(ctx, string(d.cfg.PSK))
 	var key []byte
 	if err == nil {
@@ -226,6 +238,26 @@ func (r *Realm) PSK(ctx context.Context, identity string) (Identity, []byte, err
 		return Identity{}, nil, fmt.Errorf("device %q: pre-shared key: %w", d.name, err)
 	}
 	return d.identity("psk", identity), key, nil
+}
+
+// PSKsInChip tells whether a device has its pre-shared key in a chip.
+func (r *Realm) PSKsInChip() bool { return r.now.Load().pskInChip }
+
+// PSKInChip gives what stands for the pre-shared key of an identity in its chip; nil where there is no such one.
+func (r *Realm) PSKInChip(ctx context.Context, identity string) (Identity, hwcrypto.MACer, error) {
+	d := r.now.Load().psk[identity]
+	if d == nil {
+		return Identity{}, nil, nil
+	}
+	name, ok := d.cfg.PSK.Key()
+	if !ok {
+		return Identity{}, nil, nil
+	}
+	m, err := r.o.MAC(ctx, name)
+	if err != nil {
+		return Identity{}, nil, fmt.Errorf("device %q: pre-shared key: %w", d.name, err)
+	}
+	return d.identity("psk", identity), m, nil
 }
 
 // Login checks what an MQTT client has shown by the methods in order; the first that proves an identity wins.
