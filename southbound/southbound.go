@@ -93,6 +93,11 @@ type Keys interface {
 	Sealer(ctx context.Context, name string) (hwcrypto.Sealer, error)
 }
 
+// EphemeralKeys is the ability of Keys to have the chip of [key.NAME] make keys for one agreement.
+type EphemeralKeys interface {
+	Ephemeral(ctx context.Context, name string) (hwcrypto.Ephemeral, error)
+}
+
 // Env is what the gateway gives a listener.
 type Env struct {
 	Name   string       // from [listener.NAME]

@@ -20,10 +20,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/southbound"
 	"github.com/drawbridge/drawbridge/southbound/coap/dtls"
 	"github.com/drawbridge/drawbridge/southbound/coap/slots"
@@ -39,6 +41,7 @@ type listener struct {
 	env           southbound.Env
 	cfg           *Config
 	dtls          *dtls.Config   // nil: security "none", or TCP
+	dtlsInChip    *dtls.Config   // the same, with what chips can do with a PSK before what they cannot
 	clientCAs     *x509.CertPool // nil: devices do not show certificates
 	clientCANames [][]byte
 	epoch         time.Time // what exchanges count their seconds from
@@ -63,6 +66,7 @@ type listener struct {
 	byDevice   map[string][]*session       // the one heard of last stands last
 	halves     map[netip.AddrPort]*half
 	halfCID    map[dtls.CID]*half
+	unclosed   []*half // dead, and the chip holds something for them
 	waiting    pendingList
 	timers     transmissions
 	file       *slots.File // nil: associations are not kept
@@ -101,15 +105,51 @@ func open(env southbound.Env, cfg *Config) (*listener, error) {
 		Suites: suites, ConnectionID: cfg.ConnectionID, MTU: 1200, Now: env.Now,
 		PSK: l.psk, Peer: l.peer, Certificate: l.certificate, ClientCAs: l.clientCAs, ClientCANames: l.clientCANames,
 	}
+	if cfg.ECDHE == inChip {
+		keys, ok := env.Keys.(southbound.EphemeralKeys)
+		if !ok {
+			return nil, errors.New("ecdhe: the key ring makes no keys for one agreement")
+		}
+		l.dtls.Ephemeral = func(ctx context.Context) (hwcrypto.Ephemeral, error) { return keys.Ephemeral(ctx, cfg.Key) }
+	}
+	chip := *l.dtls
+	if len(cfg.Suites) == 0 { // an order that somebody has asked for stays
+		chip.Suites = slices.Clone(suites)
+		slices.SortStableFunc(chip.Suites, func(a, b *dtls.Suite) int { return rank(a) - rank(b) })
+	}
+	l.dtlsInChip = &chip
 	return l, nil
 }
 
-func (l *listener) psk(ctx context.Context, identity string) ([]byte, any, error) {
+// rank orders suites where devices have their PSKs in chips. The server has to choose before it hears which device it is.
+func rank(s *dtls.Suite) int {
+	switch {
+	case s.PSKInChip():
+		return 0
+	case s.UsesPSK():
+		return 1
+	}
+	return 2
+}
+
+func (l *listener) handshakeConfig() *dtls.Config {
+	if c, ok := l.env.Auth.(auth.ChipPSKs); ok && c.PSKsInChip() {
+		return l.dtlsInChip
+	}
+	return l.dtls
+}
+
+func (l *listener) psk(ctx context.Context, identity string) (dtls.PSK, any, error) {
+	if c, ok := l.env.Auth.(auth.ChipPSKs); ok {
+		if id, mac, err := c.PSKInChip(ctx, identity); mac != nil || err != nil {
+			return dtls.PSK{MAC: mac}, &id, err
+		}
+	}
 	id, key, err := l.env.Auth.PSK(ctx, identity)
 	if errors.Is(err, auth.ErrUnknown) {
-		return nil, nil, dtls.ErrUnknownPSK
+		return dtls.PSK{}, nil, dtls.ErrUnknownPSK
 	}
-	return key, &id, err
+	return dtls.PSK{Key: key}, &id, err
 }
 
 func (l *listener) peer(ctx context.Context, chain []*x509.Certificate) (any, error) {
@@ -145,7 +185,7 @@ func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	var wg sync.WaitGroup
-	defer l.forget()
+	defer func() { l.forget(ctx) }()
 	defer wg.Wait()
 	wg.Go(func() { l.complete(ctx) })
 	wg.Go(func() { l.clock(ctx) })
@@ -186,7 +226,8 @@ func (l *listener) bind(ctx context.Context) (*net.UDPConn, error) {
 }
 
 // forget lets go of everything when Serve ends: commands hear that the device is not here, outcomes that come later find nobody.
-func (l *listener) forget() {
+func (l *listener) forget(ctx context.Context) {
+	l.letGo(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.serving = false
@@ -214,6 +255,22 @@ func (l *listener) forget() {
 	l.env.Health.ClearAll()
 }
 
+// letGo has the chip forget the handshakes under way, for which it has a second.
+func (l *listener) letGo(ctx context.Context) {
+	if l.cfg.ECDHE != inChip {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	for _, h := range l.halves {
+		h.hs.Close(ctx)
+	}
+	for _, h := range l.unclosed {
+		h.hs.Close(ctx)
+	}
+	l.unclosed = nil
+}
+
 // clock drives everything that waits for time.
 func (l *listener) clock(ctx context.Context) {
 	ticker := time.NewTicker(tick)
@@ -233,6 +290,7 @@ func (l *listener) tick(now time.Time) {
 	l.expirePending(t)
 	l.retransmit(t)
 	l.renewHalves(t)
+	l.closeHalves()
 	if now.After(l.sweepAt) {
 		l.sweepAt = now.Add(10 * time.Second)
 		l.sweep(t)

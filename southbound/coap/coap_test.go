@@ -49,8 +49,8 @@ func (d *goCoAP) dial(ctx context.Context, addr net.Addr, device string, secret 
 	if err != nil {
 		return err
 	}
-	opts = append(opts, piondtls.WithPSK(func([]byte) ([]byte, error) { return secret, nil }), piondtls.WithPSKIdentityHint([]byte(device)),
-		piondtls.WithCipherSuites(piondtls.TLS_PSK_WITH_AES_128_GCM_SHA256))
+	opts = append([]piondtls.ClientOption{piondtls.WithPSK(func([]byte) ([]byte, error) { return secret, nil }), piondtls.WithPSKIdentityHint([]byte(device)),
+		piondtls.WithCipherSuites(piondtls.TLS_PSK_WITH_AES_128_GCM_SHA256)}, opts...)
 	conn, err := piondtls.ClientWithOptions(connected{udp}, addr, opts...)
 	if err != nil {
 		return err

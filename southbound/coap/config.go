@@ -27,6 +27,7 @@ type Config struct {
 	// DeviceCRL names revocation lists, PEM or DER. The authenticator reads and checks them.
 	DeviceCRL    config.Path `toml:"device_crl"`
 	StateKey     string      `toml:"state_key"`     // seals what is kept of associations; empty: key
+	ECDHE        string      `toml:"ecdhe"`         // where the server's ephemeral keys are made and used: "memory", or "chip", that of key
 	ConnectionID bool        `toml:"connection_id"` // RFC 9146, where the client offers it
 	Suites       []string    `toml:"suites"`        // IANA names in order of preference; empty: all that are sound
 
@@ -49,7 +50,7 @@ func Kind() southbound.Kind {
 		Type: "coap",
 		Config: func() any {
 			return &Config{
-				Listen: ":5684", Transport: "udp", Security: []string{"psk", "x509"}, ConnectionID: true,
+				Listen: ":5684", Transport: "udp", Security: []string{"psk", "x509"}, ECDHE: "memory", ConnectionID: true,
 				MaxPayload: 64 << 10, LastValues: 16 << 20, MaxDevices: 100_000, MaxHandshakes: 1000,
 				HandshakeTimeout: config.Duration(60 * time.Second), IdleTimeout: config.Duration(30 * 24 * time.Hour),
 				AckTimeout: config.Duration(2 * time.Second), MaxRetransmit: 4,
@@ -103,6 +104,14 @@ func (c *Config) Check(s *config.Scope) {
 	}
 	if c.DeviceCRL != "" && c.DeviceCA == "" {
 		s.Errorf("device_crl", "device_crl without device_ca")
+	}
+	if s.OneOf("ecdhe", c.ECDHE, "memory", inChip) && c.ECDHE == inChip {
+		if c.Key == "" {
+			s.Errorf("ecdhe", `ecdhe = "chip" needs a key: it is in that key's chip that the ephemeral keys are made`)
+		}
+		if c.Transport == "tcp" || c.uses("none") {
+			s.Errorf("ecdhe", `ecdhe = "chip" goes with DTLS alone`)
+		}
 	}
 	if c.StateKey != "" {
 		s.Key("state_key", c.StateKey)
@@ -163,6 +172,9 @@ func isResource(s string) bool {
 	}
 	return true
 }
+
+// inChip is a value of ecdhe.
+const inChip = "chip"
 
 var errNoSuite = errors.New("suites: none goes with the listener's security")
 

@@ -102,7 +102,7 @@ func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
 	for l.byCID[n.cid] != nil || l.halfCID[n.cid] != nil {
 		n.cid = dtls.NewCID()
 	}
-	n.hs = dtls.NewHandshake(l.dtls, h, n.cid)
+	n.hs = dtls.NewHandshake(l.handshakeConfig(), h, n.cid)
 	l.halves[from], l.halfCID[n.cid] = n, n
 	t.post(n, nil)
 }
@@ -127,6 +127,9 @@ func (t *turn) post(h *half, b []byte) {
 
 func (l *listener) drop(h *half) {
 	h.dead = true
+	if !h.queued && l.cfg.ECDHE == inChip {
+		l.unclosed = append(l.unclosed, h) // else the worker that has it sees that it is dead
+	}
 	if l.halves[h.addr] == h {
 		delete(l.halves, h.addr)
 	}
@@ -154,7 +157,11 @@ func (l *listener) advance(ctx context.Context, h *half) {
 		h.inbox, h.started = nil, true
 		if h.dead || started && len(inbox) == 0 {
 			h.queued = false
+			dead := h.dead
 			l.mu.Unlock()
+			if dead {
+				h.hs.Close(ctx)
+			}
 			return
 		}
 		l.mu.Unlock()
@@ -223,10 +230,27 @@ func (l *listener) failed(h *half, err error, now time.Time) {
 	switch f.Reason {
 	case "key-unavailable":
 		l.env.Health.Set(&keyUnavailable, err.Error())
+	case "psk-in-chip":
+		l.env.Health.Set(&credentialsRefused, err.Error())
+		l.refusedAt = now
 	case "wrong-psk", "unknown-psk", "client-certificate", "unknown-device", "no-client-certificate":
 		l.env.Health.Set(&credentialsRefused, f.Reason)
 		l.refusedAt = now
 		l.limits.refused(h.addr.Addr(), now)
+	}
+}
+
+// closeHalves has workers let go of what chips hold for handshakes that were given up.
+func (l *listener) closeHalves() {
+	for len(l.unclosed) > 0 {
+		h := l.unclosed[len(l.unclosed)-1]
+		select {
+		case l.jobs <- h:
+			h.queued = true
+			l.unclosed = l.unclosed[:len(l.unclosed)-1]
+		default:
+			return
+		}
 	}
 }
 

@@ -59,7 +59,7 @@ func (l *listener) serveStreams(ctx context.Context, up southbound.Uplink) error
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
 	var wg sync.WaitGroup
-	defer l.forget()
+	defer func() { l.forget(ctx) }()
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { l.complete(ctx) })

@@ -15,12 +15,14 @@ import (
 
 	pion "github.com/pion/dtls/v3/pkg/protocol/handshake"
 	"golang.org/x/crypto/cryptobyte"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
 )
 
 // curve gives the curve of a named group (RFC 8422 section 5.1.1); nil for one that is not spoken here.
 func curve(group uint16) ecdh.Curve {
 	switch group {
-	case 23:
+	case groupP256:
 		return ecdh.P256()
 	case 24:
 		return ecdh.P384()
@@ -30,13 +32,16 @@ func curve(group uint16) ecdh.Curve {
 	return nil
 }
 
-// chooseGroup gives the first group of the client that this side knows; P-256 where the client names none (RFC 8422 section 4); 0 for none in common.
-func chooseGroup(offered []uint16) uint16 {
+const groupP256 = 23
+
+// chooseGroup gives the first group of the client that this side knows, which in a chip is P-256 alone; P-256 where the client names none
+// (RFC 8422 section 4); 0 for none in common.
+func chooseGroup(offered []uint16, chip bool) uint16 {
 	if offered == nil {
-		return 23
+		return groupP256
 	}
 	for _, g := range offered {
-		if curve(g) != nil {
+		if g == groupP256 || !chip && curve(g) != nil {
 			return g
 		}
 	}
@@ -104,11 +109,28 @@ func digest(h crypto.Hash, parts ...[]byte) []byte {
 	return d.Sum(nil)
 }
 
+func (c *Config) ephemeral(ctx context.Context, group uint16) (hwcrypto.Ephemeral, error) {
+	if c.Ephemeral != nil {
+		return c.Ephemeral(ctx)
+	}
+	key, err := curve(group).GenerateKey(rand.Reader)
+	return inMemory{key}, err
+}
+
+// inMemory is an ephemeral key without a chip.
+type inMemory struct{ *ecdh.PrivateKey }
+
+func (k inMemory) ECDH(_ context.Context, peer *ecdh.PublicKey) ([]byte, error) {
+	return k.PrivateKey.ECDH(peer)
+}
+
+func (inMemory) Close(context.Context) error { return nil }
+
 // serverKeyExchange makes the ephemeral key and, with a certificate, signs it (RFC 8422 section 5.4, RFC 5489 section 2).
-func (hs *Handshake) serverKeyExchange(cert *tls.Certificate, scheme uint16) ([]byte, error) {
+func (hs *Handshake) serverKeyExchange(ctx context.Context, cert *tls.Certificate, scheme uint16) ([]byte, error) {
 	var err error
-	if hs.key, err = curve(hs.group).GenerateKey(rand.Reader); err != nil {
-		return nil, &Failure{internalError, "internal", err}
+	if hs.key, err = hs.cfg.ephemeral(ctx, hs.group); err != nil {
+		return nil, &Failure{internalError, "key-unavailable", err}
 	}
 	var b cryptobyte.Builder
 	b.AddUint8(3) // named curve

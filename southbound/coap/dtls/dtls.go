@@ -6,10 +6,14 @@
 //
 // Promises: nothing is allocated for an address that has not returned a valid cookie. No unauthenticated datagram ends or changes an
 // established association. A record is accepted once. No sequence number is used twice under one key, across restarts too
-// (see [Conn.Export]). A private key is only ever used as a crypto.Signer. A wrong PSK and an unknown PSK identity look the same.
+// (see [Conn.Export]). A private key is only ever used as a crypto.Signer. A wrong PSK and an unknown PSK identity look the same, but
+// that a chip which computes with a PSK of its own takes another time for it.
 //
 // The connection id of RFC 9146 is spoken with every kind of cipher. CBC suites are negotiated only together with
 // encrypt-then-MAC (RFC 7366), which has no padding oracle. There is no renegotiation, no compression, no session resumption and no DTLS 1.3.
+//
+// In our memory are, of a pre-shared key that a chip computes with, nothing but the master secret of each handshake; of another one, the key for the
+// moment of the key exchange; of ECDHE, the agreed secret for that moment and, without a chip, the ephemeral key until then.
 //
 // The messages' encodings and the key schedule come from github.com/pion/dtls. Its connection type is not used: it cannot take
 // over a ClientHello whose cookie was checked without state, so each spoofed hello would cost an allocation and goroutines.

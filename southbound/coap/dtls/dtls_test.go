@@ -94,11 +94,11 @@ func testConfig(p *pki, suites ...*Suite) *Config {
 	}
 	return &Config{
 		Suites: suites,
-		PSK: func(_ context.Context, identity string) ([]byte, any, error) {
+		PSK: func(_ context.Context, identity string) (PSK, any, error) {
 			if identity != "dev1" {
-				return nil, nil, ErrUnknownPSK
+				return PSK{}, nil, ErrUnknownPSK
 			}
-			return bytes.Clone(testPSK), identity, nil
+			return PSK{Key: bytes.Clone(testPSK)}, identity, nil
 		},
 		Certificate:   func(context.Context) (*tls.Certificate, error) { return &p.server, nil },
 		ClientCAs:     p.pool,

@@ -3,7 +3,6 @@ package dtls
 import (
 	"bytes"
 	"context"
-	"crypto/ecdh"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/tls"
@@ -19,16 +18,26 @@ import (
 	"github.com/pion/dtls/v3/pkg/crypto/signaturehash"
 	pion "github.com/pion/dtls/v3/pkg/protocol/handshake"
 	"golang.org/x/crypto/cryptobyte"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
 )
 
 // ErrUnknownPSK is what Config.PSK returns for an identity that it does not know.
 var ErrUnknownPSK = errors.New("unknown PSK identity")
 
+// PSK is a pre-shared key: its octets, which the handshake wipes, or, where they do not leave a chip, what stands for them there.
+type PSK struct {
+	Key []byte
+	MAC hwcrypto.MACer // HMAC-SHA-256 keyed with the premaster secret of a plain PSK handshake (RFC 4279 section 2); nil: Key counts
+}
+
 // Config is what handshakes need. It is not changed while handshakes use it. The functions are called from Step and may take their time.
 type Config struct {
 	Suites []*Suite // in order of preference
-	// PSK gives the key of an identity and what the association shall carry as Peer. The handshake wipes the key.
-	PSK func(ctx context.Context, identity string) (key []byte, peer any, err error)
+	// PSK gives the key of an identity and what the association shall carry as Peer.
+	PSK func(ctx context.Context, identity string) (key PSK, peer any, err error)
+	// Ephemeral makes the server's half of ECDHE in a chip, on P-256 alone. nil: it is made in memory, on any curve.
+	Ephemeral func(ctx context.Context) (hwcrypto.Ephemeral, error)
 	// Certificate gives the server's chain, its key a crypto.Signer.
 	Certificate func(ctx context.Context) (*tls.Certificate, error)
 	// ClientCAs verify the certificates that clients must show with a suite that is not a PSK suite.
@@ -62,7 +71,7 @@ type Handshake struct {
 	plainSeq   uint64
 	flight     [][]byte // datagrams of the last flight
 
-	key     *ecdh.PrivateKey
+	key     hwcrypto.Ephemeral
 	group   uint16
 	chain   []*x509.Certificate
 	keyAt   int // length of the transcript through ClientKeyExchange
@@ -123,7 +132,7 @@ func (hs *Handshake) Start(ctx context.Context) ([][]byte, error) {
 		f.flush(msgCertificate)
 	}
 	if hs.suite.ephemeral() {
-		ske, err := hs.serverKeyExchange(cert, scheme)
+		ske, err := hs.serverKeyExchange(ctx, cert, scheme)
 		if err != nil {
 			return nil, err
 		}
@@ -149,7 +158,7 @@ func (hs *Handshake) Start(ctx context.Context) ([][]byte, error) {
 
 // choose picks suite, group and, for a suite with certificates, the certificate and how to sign.
 func (hs *Handshake) choose(ctx context.Context, h *Hello) (cert *tls.Certificate, scheme uint16, err error) {
-	hs.group = chooseGroup(hs.offer.groups)
+	hs.group = chooseGroup(hs.offer.groups, hs.cfg.Ephemeral != nil)
 	var keyErr error
 	for _, s := range hs.cfg.Suites {
 		if !h.offers(s.ID) || s.aead == nil && !hs.offer.encryptMAC || s.ephemeral() && hs.group == 0 {
@@ -323,46 +332,61 @@ func (hs *Handshake) clientKeyExchange(ctx context.Context, body []byte) error {
 	}
 	var shared []byte
 	if hs.suite.ephemeral() {
-		pub, err := hs.key.Curve().NewPublicKey(point)
+		pub, err := hs.key.PublicKey().Curve().NewPublicKey(point)
 		if err != nil {
 			return &Failure{illegalParameter, "malformed", err}
 		}
-		if shared, err = hs.key.ECDH(pub); err != nil {
+		if shared, err = hs.key.ECDH(ctx, pub); err != nil {
+			if hs.cfg.Ephemeral != nil {
+				return &Failure{internalError, "key-unavailable", err}
+			}
 			return &Failure{illegalParameter, "malformed", err}
 		}
-		hs.key = nil
+		defer clear(shared)
+		hs.Close(ctx)
 	}
 	premaster := shared
+	var mac hwcrypto.MACer
 	if hs.suite.UsesPSK() {
 		key, err := hs.lookup(ctx, string(identity))
 		if err != nil {
 			return err
 		}
-		if shared == nil {
-			premaster = prf.PSKPreMasterSecret(key)
-		} else {
-			premaster = binary.BigEndian.AppendUint16(nil, uint16(len(shared)))
+		mac = key.MAC
+		switch {
+		case mac != nil && !hs.suite.PSKInChip():
+			return fail(insufficientSecurity, "psk-in-chip", "identity %q: its key stays in the chip, which cannot compute %s; the client must offer a plain PSK suite with SHA-256",
+				[]byte(identity), hs.suite.Name)
+		case mac != nil:
+		case shared == nil:
+			premaster = prf.PSKPreMasterSecret(key.Key)
+		default:
+			premaster = make([]byte, 0, 4+len(shared)+len(key.Key)) // of the right size: growing it would leave copies
+			premaster = binary.BigEndian.AppendUint16(premaster, uint16(len(shared)))
 			premaster = append(premaster, shared...)
-			premaster = binary.BigEndian.AppendUint16(premaster, uint16(len(key)))
-			premaster = append(premaster, key...)
+			premaster = binary.BigEndian.AppendUint16(premaster, uint16(len(key.Key)))
+			premaster = append(premaster, key.Key...)
 		}
-		clear(key)
+		clear(key.Key)
 	}
 	defer clear(premaster)
-	var err error
+	label, seed := "master secret", slices.Concat(hs.random[0][:], hs.random[1][:])
 	if hs.offer.masterSecret {
 		h := hs.suite.hash()
 		h.Write(hs.transcript)
-		hs.master, err = prf.ExtendedMasterSecret(premaster, h.Sum(nil), hs.suite.hash)
-	} else {
-		hs.master, err = prf.MasterSecret(premaster, hs.random[0][:], hs.random[1][:], hs.suite.hash)
+		label, seed = "extended master secret", h.Sum(nil)
 	}
-	if err != nil {
+	var err error
+	if mac != nil {
+		if hs.master, err = hwcrypto.PRF12(ctx, mac, label, seed, masterLen); err != nil {
+			return &Failure{internalError, "key-unavailable", err}
+		}
+	} else if hs.master, err = prf.PHash(premaster, append([]byte(label), seed...), masterLen, hs.suite.hash); err != nil {
 		return &Failure{internalError, "internal", err}
 	}
 	s := hs.suite
-	seed := slices.Concat([]byte("key expansion"), hs.random[1][:], hs.random[0][:])
-	keys, err := prf.PHash(hs.master, seed, 2*(s.macLen+s.keyLen+s.ivLen), s.hash)
+	expansion := slices.Concat([]byte("key expansion"), hs.random[1][:], hs.random[0][:])
+	keys, err := prf.PHash(hs.master, expansion, 2*(s.macLen+s.keyLen+s.ivLen), s.hash)
 	if err != nil {
 		return &Failure{internalError, "internal", err}
 	}
@@ -375,19 +399,30 @@ func (hs *Handshake) clientKeyExchange(ctx context.Context, body []byte) error {
 	return nil
 }
 
+const masterLen = 48
+
+// Close lets go of what a chip holds for a handshake that is given up. A second call does nothing.
+func (hs *Handshake) Close(ctx context.Context) {
+	clear(hs.master)
+	if hs.key != nil {
+		_ = hs.key.Close(ctx) // what cannot be destroyed ends with the chip's session
+		hs.key = nil
+	}
+}
+
 // lookup gives the key of an identity. One that is not known gets a random key: it fails as a wrong key does (RFC 4279 section 2).
-func (hs *Handshake) lookup(ctx context.Context, identity string) ([]byte, error) {
+func (hs *Handshake) lookup(ctx context.Context, identity string) (PSK, error) {
 	key, peer, err := hs.cfg.PSK(ctx, identity)
 	switch {
 	case errors.Is(err, ErrUnknownPSK):
 		hs.pskUser = true
-		key = make([]byte, 32)
-		rand.Read(key)
+		key = PSK{Key: make([]byte, 32)}
+		rand.Read(key.Key)
 		return key, nil
 	case err != nil:
-		return nil, &Failure{internalError, "key-unavailable", err}
-	case len(key) == 0:
-		return nil, fail(internalError, "key-unavailable", "an empty PSK")
+		return PSK{}, &Failure{internalError, "key-unavailable", err}
+	case len(key.Key) == 0 && key.MAC == nil:
+		return PSK{}, fail(internalError, "key-unavailable", "an empty PSK")
 	}
 	hs.peer = peer
 	return key, nil

@@ -8,10 +8,9 @@ import (
 	"hash"
 	"slices"
 
-	"github.com/RyuaNerin/go-krypto/aria"
-	"github.com/RyuaNerin/go-krypto/kipher"
-	"github.com/pion/dtls/v3/pkg/crypto/ccm"
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/drawbridge/drawbridge/hwcrypto/aead"
 )
 
 type keyExchange uint8
@@ -38,6 +37,10 @@ type Suite struct {
 // UsesPSK tells whether the suite authenticates by a pre-shared key.
 func (s *Suite) UsesPSK() bool { return s.kx == psk || s.kx == ecdhePSK }
 
+// PSKInChip tells whether the suite's master secret is computed from the pre-shared key by HMAC-SHA-256 alone, which chips can. ECDHE_PSK mixes in what is
+// agreed on in each handshake, and that would have to be a part of the HMAC's key.
+func (s *Suite) PSKInChip() bool { return s.kx == psk && s.hash().Size() == sha256.Size }
+
 func (s *Suite) ephemeral() bool { return s.kx != psk }
 
 // explicitNonce is the number of octets of the nonce that each record carries.
@@ -57,21 +60,7 @@ func aesGCM(key []byte) (cipher.AEAD, error) {
 }
 
 func aesCCM(tag int) func([]byte) (cipher.AEAD, error) {
-	return func(key []byte) (cipher.AEAD, error) {
-		b, err := aes.NewCipher(key)
-		if err != nil {
-			return nil, err
-		}
-		return ccm.NewCCM(b, tag, 12)
-	}
-}
-
-func ariaGCM(key []byte) (cipher.AEAD, error) {
-	b, err := aria.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return kipher.NewGCM(b)
+	return func(key []byte) (cipher.AEAD, error) { return aead.AESCCM(key, tag) }
 }
 
 // Suites lists the suites of this package in the order in which it prefers them: pre-shared keys before certificates (a client that
@@ -79,10 +68,10 @@ func ariaGCM(key []byte) (cipher.AEAD, error) {
 func Suites() []*Suite {
 	sha2, sha3 := sha256.New, sha512.New384
 	var list []*Suite
-	add := func(id uint16, kx keyExchange, cipherName string, h func() hash.Hash, keyLen, ivLen int, aead func([]byte) (cipher.AEAD, error)) {
+	add := func(id uint16, kx keyExchange, cipherName string, h func() hash.Hash, keyLen, ivLen int, protect func([]byte) (cipher.AEAD, error)) {
 		prefix := [...]string{psk: "TLS_PSK_WITH_", ecdhePSK: "TLS_ECDHE_PSK_WITH_", ecdheECDSA: "TLS_ECDHE_ECDSA_WITH_", ecdheRSA: "TLS_ECDHE_RSA_WITH_"}
-		s := &Suite{ID: id, Name: prefix[kx] + cipherName, kx: kx, hash: h, keyLen: keyLen, ivLen: ivLen, aead: aead}
-		if aead == nil {
+		s := &Suite{ID: id, Name: prefix[kx] + cipherName, kx: kx, hash: h, keyLen: keyLen, ivLen: ivLen, aead: protect}
+		if protect == nil {
 			s.macLen = sha256.Size
 		}
 		list = append(list, s)
@@ -100,8 +89,8 @@ func Suites() []*Suite {
 	add(0xc0a5, psk, "AES_256_CCM", sha2, 32, 4, aesCCM(16))
 	add(0xc0a8, psk, "AES_128_CCM_8", sha2, 16, 4, aesCCM(8))
 	add(0xc0a9, psk, "AES_256_CCM_8", sha2, 32, 4, aesCCM(8))
-	add(0xc06a, psk, "ARIA_128_GCM_SHA256", sha2, 16, 4, ariaGCM)
-	add(0xc06b, psk, "ARIA_256_GCM_SHA384", sha3, 32, 4, ariaGCM)
+	add(0xc06a, psk, "ARIA_128_GCM_SHA256", sha2, 16, 4, aead.ARIAGCM)
+	add(0xc06b, psk, "ARIA_256_GCM_SHA384", sha3, 32, 4, aead.ARIAGCM)
 	add(0x00ae, psk, "AES_128_CBC_SHA256", sha2, 16, 0, nil)
 	add(0xc02b, ecdheECDSA, "AES_128_GCM_SHA256", sha2, 16, 4, aesGCM)
 	add(0xc02c, ecdheECDSA, "AES_256_GCM_SHA384", sha3, 32, 4, aesGCM)
@@ -110,8 +99,8 @@ func Suites() []*Suite {
 	add(0xc0ad, ecdheECDSA, "AES_256_CCM", sha2, 32, 4, aesCCM(16))
 	add(0xc0ae, ecdheECDSA, "AES_128_CCM_8", sha2, 16, 4, aesCCM(8))
 	add(0xc0af, ecdheECDSA, "AES_256_CCM_8", sha2, 32, 4, aesCCM(8))
-	add(0xc05c, ecdheECDSA, "ARIA_128_GCM_SHA256", sha2, 16, 4, ariaGCM)
-	add(0xc05d, ecdheECDSA, "ARIA_256_GCM_SHA384", sha3, 32, 4, ariaGCM)
+	add(0xc05c, ecdheECDSA, "ARIA_128_GCM_SHA256", sha2, 16, 4, aead.ARIAGCM)
+	add(0xc05d, ecdheECDSA, "ARIA_256_GCM_SHA384", sha3, 32, 4, aead.ARIAGCM)
 	add(0xc023, ecdheECDSA, "AES_128_CBC_SHA256", sha2, 16, 0, nil)
 	add(0xc02f, ecdheRSA, "AES_128_GCM_SHA256", sha2, 16, 4, aesGCM)
 	add(0xc030, ecdheRSA, "AES_256_GCM_SHA384", sha3, 32, 4, aesGCM)
