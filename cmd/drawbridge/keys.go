@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
 )
@@ -95,8 +96,14 @@ func (a *app) keysVerb() *cobra.Command {
 	imported := &cobra.Command{
 		Use:   "import NAME FILE",
 		Short: "Take a shared secret (never a private key) into the chip; the file may hold hex: or base64:",
-		Args:  cobra.ExactArgs(2),
+		Long: `A key that a device names by psk = "key:NAME" takes the device's pre-shared key, in the form in which the chip computes with it in handshakes.
+Every other key takes the secret of an HMAC as it is.`,
+		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
+			cfg, _, err := load(a.config(), kinds())
+			if err != nil {
+				return err
+			}
 			return a.withKeys(c.Context(), args[0], func(ctx context.Context, ring *keyring.Ring) error {
 				raw, err := a.readFile(args[1])
 				if err != nil {
@@ -104,6 +111,10 @@ func (a *app) keysVerb() *cobra.Command {
 				}
 				defer clear(raw)
 				secret, err := hwcrypto.DecodeSecret(raw)
+				if err == nil && pskKeys(cfg)[args[0]] {
+					secret, err = hwcrypto.PSKPremaster(secret)
+					defer clear(secret)
+				}
 				if err != nil {
 					return fmt.Errorf("%s: %w", args[1], err)
 				}
@@ -149,6 +160,38 @@ func (a *app) keysVerb() *cobra.Command {
 
 	c.AddCommand(list, fresh, csr, imported, seal, a.keysAttest(), a.keysRotate(), a.keysNeedsRenewal())
 	return c
+}
+
+// pskKeys gives the keys that hold a device's pre-shared key.
+func pskKeys(cfg *config.Config) map[string]bool {
+	names := map[string]bool{}
+	for _, d := range cfg.Devices {
+		if name, ok := d.PSK.Key(); ok {
+			names[name] = true
+		}
+	}
+	return names
+}
+
+// pskWhere says of the devices' pre-shared keys which ones are ever in our memory; empty where there are none.
+func pskWhere(cfg *config.Config) string {
+	sealed, plain, chip := 0, 0, 0
+	for _, d := range cfg.Devices {
+		switch scheme, _, _ := strings.Cut(string(d.PSK), ":"); scheme {
+		case "":
+		case "key":
+			chip++
+		case "sealed":
+			sealed++
+		default:
+			plain++
+		}
+	}
+	if sealed+plain+chip == 0 {
+		return ""
+	}
+	return fmt.Sprintf("pre-shared keys of devices: %d in a chip, which computes with them; %d sealed by a chip and %d in files or credentials, each in memory for its handshakes alone",
+		chip, sealed, plain)
 }
 
 func (a *app) keysAttest() *cobra.Command {
@@ -287,6 +330,9 @@ func (a *app) keysList(ctx context.Context, asJSON bool) error {
 			for _, weak := range k.Info.Weak {
 				fmt.Fprintf(a.out, "%s: %s\n", k.Name, weak)
 			}
+		}
+		if cfg, _, err := load(a.config(), kinds()); err == nil && pskWhere(cfg) != "" {
+			fmt.Fprintln(a.out, pskWhere(cfg))
 		}
 		if broken {
 			return no()
