@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
@@ -132,6 +133,8 @@ type Env struct {
 	Now     func() time.Time // the trusted clock: for tls.Config.Time and token checks
 	// Groups gives what is known of a device's groups; nil where nothing is.
 	Groups func(device string) []string
+	// Dial reaches other machines, and counts what goes over the wire, TLS included; nil: the net package's own.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Kind is one type of connector: an entry of kinds.go.

@@ -153,7 +153,7 @@ func (c *Connector) login(ctx context.Context) (mqtt.Address, mqtt.Options, erro
 		SessionExpiry: time.Duration(c.cfg.SessionExpiry), Window: maxInFlight, NoLocal: true, MaxQoS: 1,
 		Now: c.env.Now, Sent: &c.sent, Read: &c.read,
 	}
-	a := mqtt.Address{}
+	a := mqtt.Address{Net: c.env.Dial}
 	config, err := c.tls()
 	if err != nil {
 		return a, o, err

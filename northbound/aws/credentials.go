@@ -174,7 +174,7 @@ func (c *Connector) fetch(req *http.Request, cert *tls.Certificate) (status int,
 	if cert != nil {
 		config.Certificates = []tls.Certificate{*cert}
 	}
-	transport := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true, ForceAttemptHTTP2: false}
+	transport := &http.Transport{DialContext: c.env.Dial, TLSClientConfig: config, DisableKeepAlives: true, ForceAttemptHTTP2: false}
 	client := &http.Client{
 		Transport: transport, Timeout: answerTime,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("it redirects") },

@@ -30,7 +30,7 @@ func (c *Connector) Enroll(ctx context.Context, csr []byte) (northbound.Enrolmen
 	if err != nil {
 		return e, fmt.Errorf("claim_key %s: %w", c.cfg.ClaimKey, err)
 	}
-	address := mqtt.Address{URL: c.url("8883"), TLS: config}
+	address := mqtt.Address{URL: c.url("8883"), TLS: config, Net: c.env.Dial}
 	config.Certificates = []tls.Certificate{*claim}
 	if address.URL.Port() != "8883" {
 		config.NextProtos = []string{"x-amzn-mqtt-ca"}

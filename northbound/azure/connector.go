@@ -120,7 +120,7 @@ func (c *Connector) key(device string) string {
 
 // address makes the way of a device to host (HOST or HOST:PORT); path is that of MQTT over WebSocket at port 443.
 func (c *Connector) address(ctx context.Context, device, host, path string) (mqtt.Address, error) {
-	a := mqtt.Address{URL: &url.URL{Scheme: "mqtts", Host: host}, TLS: &tls.Config{MinVersion: tls.VersionTLS12, Time: c.env.Now}}
+	a := mqtt.Address{URL: &url.URL{Scheme: "mqtts", Host: host}, TLS: &tls.Config{MinVersion: tls.VersionTLS12, Time: c.env.Now}, Net: c.env.Dial}
 	if _, port, err := net.SplitHostPort(host); err == nil && port == "443" {
 		a.URL.Scheme, a.URL.Path = "wss", path
 		a.TLS.NextProtos = []string{"http/1.1"}

@@ -22,6 +22,9 @@ type Address struct {
 	URL    *url.URL
 	TLS    *tls.Config // ServerName is set where it is empty; nil for "mqtt" and "ws"
 	Header http.Header // of the WebSocket handshake
+
+	// Net reaches the machine, as northbound.Env's Dial; nil: the net package's own.
+	Net func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 var ports = map[string]string{"mqtts": "8883", "mqtt": "1883", "wss": "443", "ws": "80"}
@@ -67,8 +70,11 @@ func (a Address) dialTCP(ctx context.Context, step func(northbound.Step)) (net.C
 			return nil, err
 		}
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", a.HostPort())
+	reach := a.Net
+	if reach == nil {
+		reach = (&net.Dialer{}).DialContext
+	}
+	conn, err := reach(ctx, "tcp", a.HostPort())
 	if err = explain(err, a.HostPort(), nil); err != nil {
 		timed("tcp", "", err)
 		return nil, err

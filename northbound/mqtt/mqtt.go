@@ -197,7 +197,7 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 
 // address gives where the broker is reached.
 func (c *Connector) address(ctx context.Context) (Address, error) {
-	a := Address{URL: c.url}
+	a := Address{URL: c.url, Net: c.env.Dial}
 	if !a.secure() {
 		return a, nil
 	}
