@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -124,7 +125,7 @@ func TestServeForAnother(t *testing.T) {
 	}
 	up := southtest.NewUplink()
 	up.Decide(func(m *msg.Message) error {
-		fmt.Printf("\ntook %s\n", m.Payload)
+		fmt.Printf("\ntook %s\nrebound %d\n", m.Payload, l.Counters()["rebound"])
 		return nil
 	})
 	l.Serve(t.Context(), up)
@@ -138,6 +139,7 @@ type gateway struct {
 	readers     sync.WaitGroup
 	mu          sync.Mutex
 	took        map[string]int // guarded by mu: how often each payload was submitted
+	rebound     int            // guarded by mu: how often a device had a new address
 }
 
 func (g *gateway) start(t *testing.T) {
@@ -162,6 +164,11 @@ func (g *gateway) start(t *testing.T) {
 			if what, ok := strings.CutPrefix(lines.Text(), "took "); ok {
 				g.mu.Lock()
 				g.took[what]++
+				g.mu.Unlock()
+			}
+			if n, ok := strings.CutPrefix(lines.Text(), "rebound "); ok {
+				g.mu.Lock()
+				g.rebound, _ = strconv.Atoi(n)
 				g.mu.Unlock()
 			}
 		}
