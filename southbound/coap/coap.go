@@ -9,6 +9,14 @@
 // EXCHANGE_LIFETIME, as far as the last 128 of a device go. With a connection id everything about a device follows it to a new address;
 // what it is sent there stays within three times of what has come from there until it has proved that it hears.
 //
+// What outlives the process, a kill -9 included, over DTLS where associations are kept: associations; devices' observations; for
+// EXCHANGE_LIFETIME the message ids of a device's last eight confirmable requests with their answers, so that a repetition is not carried out
+// again, unless the kill fell between the uplink's yes and its note, some microseconds later. What begins anew by the protocol: a payload of which
+// blocks were to come (4.08, and the device sends it from the start); the gateway's observations (their tokens stay good, and they are renewed when
+// the device is heard); commands (the bridge delivers them again); over TCP and without DTLS everything but last values, with the connection.
+// Last values are written once a second, on any transport. After a power cut message ids may be lost, too: then a report whose answer was lost is
+// taken twice.
+//
 // It is not a proxy, does no multicast, and knows no topic.
 package coap
 
@@ -176,6 +184,7 @@ func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
 	l.gate = dtls.NewGate(time.Now())
 	l.mu.Unlock()
 	l.restore(ctx)
+	kept := l.restoreValues()
 	if l.env.Bound != nil {
 		l.env.Bound(conn.LocalAddr())
 	}
@@ -190,6 +199,7 @@ func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
 	wg.Go(func() { l.complete(ctx) })
 	wg.Go(func() { l.clock(ctx) })
 	wg.Go(func() { l.syncKept(ctx) })
+	wg.Go(func() { l.keepValues(ctx, kept) })
 	if l.dtls != nil {
 		for range handshakers {
 			wg.Go(func() { l.handshake(ctx) })

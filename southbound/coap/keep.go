@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net/netip"
 	"os"
 	"time"
@@ -26,8 +27,8 @@ import (
 // those to send, some thousands are reserved ahead and none is used that is not reserved on disk.
 //
 // After a power cut the words may be older than what was last accepted. Then the first request must prove that it is
-// fresh, by an Echo (RFC 9175); a device that cannot must make a new handshake. Observations are kept where they fit; message ids, blocks
-// that wait for others, and commands under way are not: they are sent again by who waits for them.
+// fresh, by an Echo (RFC 9175); a device that cannot must make a new handshake. The message ids of the last requests are words, too, written
+// before the answer goes out. What else survives, the package's documentation says.
 
 // The words of a slot.
 const (
@@ -37,6 +38,9 @@ const (
 	wordAddrHigh
 	wordAddrLow
 	wordPort
+	wordExchanges // and those after it: the last confirmable requests that were answered
+
+	keptExchanges = slots.Words - wordExchanges
 )
 
 const (
@@ -208,6 +212,7 @@ func (l *listener) revive(ctx context.Context, t *turn, slot int, b []byte) bool
 	for _, o := range k.Observed {
 		s.speak().observed = append(s.talk.observed, &observation{resource: o.Resource, token: o.Token, seq: o.Seq + 1<<16})
 	}
+	l.recall(s, t.now)
 	l.file.SetWord(slot, wordSent, sent+reserve)
 	l.add(t, s)
 	return true
@@ -241,6 +246,11 @@ func (l *listener) keep(s *session) {
 	words[wordReceived] = s.conn.Received()
 	words[wordSeen] = uint64(s.seen.UnixNano())
 	words[wordAddrHigh], words[wordAddrLow], words[wordPort] = addrWords(s.addr)
+	if s.slot != noSlot {
+		for i := range keptExchanges {
+			words[wordExchanges+i] = l.file.Word(s.slot, wordExchanges+i)
+		}
+	}
 	slot, err := l.put(&k, words)
 	if err != nil {
 		if s.slot == noSlot {
@@ -293,6 +303,40 @@ func (l *listener) noteReceived(s *session, moved bool) {
 		l.file.SetWord(s.slot, wordAddrHigh, high)
 		l.file.SetWord(s.slot, wordAddrLow, low)
 		l.file.SetWord(s.slot, wordPort, port)
+	}
+}
+
+// noteAnswered stores that a confirmable request was answered, so that its repetition is known after a restart.
+func (l *listener) noteAnswered(s *session, e *exchange, now time.Time) {
+	if l.file == nil || s.slot == noSlot {
+		return
+	}
+	l.file.SetWord(s.slot, wordExchanges+int(s.keptAt), uint64(e.mid)<<48|uint64(e.code)<<40|uint64(uint32(now.Unix())))
+	s.keptAt = (s.keptAt + 1) % keptExchanges
+}
+
+// recall takes up what noteAnswered has stored.
+func (l *listener) recall(s *session, now time.Time) {
+	var ages [keptExchanges]int64
+	for i := range ages {
+		ages[i] = math.MaxInt64 // none
+		if word := l.file.Word(s.slot, wordExchanges+i); word != 0 {
+			ages[i] = max(0, int64(int32(uint32(now.Unix())-uint32(word))))
+		}
+	}
+	for range ages {
+		i := 0 // the oldest
+		for j, age := range ages {
+			if age > ages[i] {
+				i = j
+			}
+		}
+		if age := ages[i]; age >= 0 && age < exchangeLifetime {
+			word := l.file.Word(s.slot, wordExchanges+i)
+			s.note(exchange{at: l.seconds(now) - uint32(age), mid: uint16(word >> 48), code: uint8(word >> 40), state: answered})
+		}
+		ages[i] = -1
+		s.keptAt = uint8(i+1) % keptExchanges
 	}
 }
 

@@ -119,6 +119,9 @@ func TestServeForAnother(t *testing.T) {
 	env.Bound = func(a net.Addr) { fmt.Printf("\nbound %s\n", a) }
 	cfg := Kind().Config().(*Config)
 	cfg.Listen, cfg.Key, cfg.DeviceCA = os.Getenv("DRAWBRIDGE_TEST_LISTEN"), "identity", config.Path(site.CAFile)
+	if resource := os.Getenv("DRAWBRIDGE_TEST_OBSERVE"); resource != "" {
+		cfg.Observe = []string{resource}
+	}
 	l, err := open(env, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -134,6 +137,7 @@ func TestServeForAnother(t *testing.T) {
 // gateway runs TestServeForAnother, again and again.
 type gateway struct {
 	dir, listen string
+	observe     string   // a resource that it observes
 	within      []string // a command to run it by
 	cmd         *exec.Cmd
 	readers     sync.WaitGroup
@@ -146,7 +150,7 @@ func (g *gateway) start(t *testing.T) {
 	t.Helper()
 	args := append(append([]string(nil), g.within...), os.Args[0], "-test.run=^TestServeForAnother$")
 	g.cmd = exec.Command(args[0], args[1:]...)
-	g.cmd.Env = append(os.Environ(), "DRAWBRIDGE_TEST_SERVE="+g.dir, "DRAWBRIDGE_TEST_LISTEN="+g.listen)
+	g.cmd.Env = append(os.Environ(), "DRAWBRIDGE_TEST_SERVE="+g.dir, "DRAWBRIDGE_TEST_LISTEN="+g.listen, "DRAWBRIDGE_TEST_OBSERVE="+g.observe)
 	out, err := g.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -228,7 +232,7 @@ func TestAssociationsSurviveKill(t *testing.T) {
 		t.Error(err)
 	default:
 	}
-	if files, _ := filepath.Glob(g.dir + "/*"); len(files) != 2 {
+	if files, _ := filepath.Glob(g.dir + "/*"); len(files) != 3 {
 		t.Errorf("files: %q", files)
 	}
 }

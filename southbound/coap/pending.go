@@ -154,6 +154,7 @@ func (t *turn) answer(p *pending) {
 		if late {
 			e.state = separate
 		}
+		t.l.noteAnswered(s, e, t.now)
 	}
 	if suppressed(p.suppress, code) {
 		if p.con && !late {

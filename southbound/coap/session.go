@@ -47,9 +47,10 @@ type session struct {
 	talk        *talk // what goes the other way; nil until something does
 	parts       []*assembly
 
-	slot      int  // in the file of kept associations
-	reserving bool // sequence numbers are being reserved
-	doubted   bool // after a power cut: what comes may be a replay
+	slot      int   // in the file of kept associations
+	keptAt    uint8 // where the next answered request is stored there
+	reserving bool  // sequence numbers are being reserved
+	doubted   bool  // after a power cut: what comes may be a replay
 	tries     int
 	challenge []byte
 }

@@ -48,6 +48,7 @@ func (l *listener) serveStreams(ctx context.Context, up southbound.Uplink) error
 		return err
 	}
 	defer ln.Close()
+	kept := l.restoreValues()
 	l.mu.Lock()
 	l.up, l.serving, l.ctx = up, true, ctx
 	l.mu.Unlock()
@@ -64,6 +65,7 @@ func (l *listener) serveStreams(ctx context.Context, up southbound.Uplink) error
 	defer cancel()
 	wg.Go(func() { l.complete(ctx) })
 	wg.Go(func() { l.clock(ctx) })
+	wg.Go(func() { l.keepValues(ctx, kept) })
 	open := make(chan struct{}, l.cfg.MaxHandshakes)
 	for {
 		c, err := ln.Accept()

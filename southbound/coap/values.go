@@ -14,7 +14,7 @@ import (
 // valueMaxAge is how long a value that was read is good for, in seconds: the default of RFC 7252 section 5.10.5, spelled out.
 const valueMaxAge = 60
 
-// value is what a device has reported last on a resource. The device may read it back. Values are not kept across restarts.
+// value is what a device has reported last on a resource. The device may read it back.
 type value struct {
 	device, resource string
 	format           int // Content-Format; negative: the device did not say
@@ -38,7 +38,8 @@ type values struct {
 	limit    int
 	size     int
 	byDevice map[string]map[string]*list.Element
-	order    list.List // of *value, the newest first
+	order    list.List             // of *value, the newest first
+	changed  map[valueKey]struct{} // since they were written last; nil: they are not kept
 }
 
 func (vs *values) get(device, resource string) *value {
@@ -69,6 +70,7 @@ func (vs *values) set(device, resource string, format int, payload []byte) {
 		vs.order.MoveToFront(e)
 	}
 	v := e.Value.(*value)
+	vs.note(v)
 	vs.size += len(payload) - len(v.payload)
 	v.format, v.payload = format, append(v.payload[:0], payload...)
 	for vs.size > vs.limit {
@@ -81,10 +83,18 @@ func (vs *values) remove(e *list.Element) {
 		return
 	}
 	v := vs.order.Remove(e).(*value)
+	vs.note(v)
 	vs.size -= v.size()
 	delete(vs.byDevice[v.device], v.resource)
 	if len(vs.byDevice[v.device]) == 0 {
 		delete(vs.byDevice, v.device)
+	}
+}
+
+// note has a value written.
+func (vs *values) note(v *value) {
+	if vs.changed != nil {
+		vs.changed[valueKey{v.device, v.resource}] = struct{}{}
 	}
 }
 

@@ -23,7 +23,7 @@ import (
 )
 
 // Words is how many plain words a record has.
-const Words = 6
+const Words = 14
 
 const (
 	slotLen   = 512
@@ -33,7 +33,7 @@ const (
 	// MaxRecord is the greatest length of a record's contents.
 	MaxRecord = slotLen - fixedLen - tagLen
 
-	magic = "drawbridge slots 1\n"
+	magic = "drawbridge slots 2\n"
 )
 
 // ErrTooLong is returned for contents longer than MaxRecord.
