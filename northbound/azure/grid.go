@@ -93,24 +93,26 @@ func (c *Connector) dialGrid(ctx context.Context, down northbound.Downlink) (nor
 }
 
 // renew shows a new token before the one that was shown ends, as long as the session lives. While the issuer gives none, the old one counts to
-// its end.
+// its end; the source of tokens sees to it that the issuer is not asked each time.
 func (c *Connector) renew(s *mqtt.Session, until func() time.Time) {
-	for {
-		end := until()
-		if end.IsZero() {
-			return
-		}
-		wait := max(time.Duration(ahead*float64(end.Sub(c.env.Now()))), c.leastRenewal)
+	end := until()
+	wait := time.Duration(ahead * float64(end.Sub(c.env.Now())))
+	for !end.IsZero() {
 		select {
-		case <-time.After(wait):
+		case <-time.After(max(wait, c.leastRenewal)):
 		case <-s.Context().Done():
 			return
 		}
 		ctx, cancel := context.WithTimeout(s.Context(), 30*time.Second)
-		err := s.Reauthenticate(ctx)
+		_, expires, err := c.bearer.Token(ctx)
+		if wait = 0; err == nil && expires != end {
+			err = s.Reauthenticate(ctx)
+			end = until()
+			wait = time.Duration(ahead * float64(end.Sub(c.env.Now())))
+		}
 		cancel()
 		if err != nil && s.Context().Err() == nil {
-			c.env.Log.Warn("re-authentication", "error", err)
+			c.env.Log.Debug("re-authentication", "error", err)
 		}
 	}
 }

@@ -299,12 +299,11 @@ func (h *Hub) serve(m broker.Message) {
 	}
 }
 
-// NewGrid starts an Event Grid namespace: MQTT 5 with its limits. Tokens are good where good says so; nil: clients show a certificate.
-func NewGrid(t testing.TB, method string, good func(token string) bool) *Broker {
-	t.Helper()
+// GridOptions are those of an Event Grid namespace: MQTT 5 with its limits. Tokens are good where good says so; nil: clients show a certificate.
+func GridOptions(method string, good func(token string) bool) broker.Options {
 	one := byte(1)
 	limits := broker.Limits{ReceiveMaximum: 100, MaximumPacketSize: 512 << 10, MaximumQoS: &one, NoRetain: true, TopicAliasMaximum: 10}
-	b := NewBroker(t, broker.Options{
+	return broker.Options{
 		Admit: func(l *broker.Login) broker.Answer {
 			switch {
 			case l.Version != 5 || l.Username != "gw1" && l.Username != "plant7":
@@ -328,7 +327,13 @@ func NewGrid(t testing.TB, method string, good func(token string) bool) *Broker 
 			}
 			return broker.Verdict{}
 		},
-	})
+	}
+}
+
+// NewGrid starts an Event Grid namespace; see GridOptions.
+func NewGrid(t testing.TB, method string, good func(token string) bool) *Broker {
+	t.Helper()
+	b := NewBroker(t, GridOptions(method, good))
 	if good != nil {
 		config := b.CA.Server(t)
 		config.ClientAuth = tls.NoClientCert

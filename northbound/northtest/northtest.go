@@ -56,7 +56,7 @@ func (c CA) Server(t testing.TB) *tls.Config {
 	t.Helper()
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS12,
-		Certificates: []tls.Certificate{c.Certificate(t, broker.Subject{Name: "localhost", Hosts: Loopback})},
+		Certificates: []tls.Certificate{c.Certificate(t, broker.Subject{Name: "localhost", Hosts: Loopback, Until: time.Now().Add(47 * time.Hour)})},
 		ClientCAs:    c.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
 	}
 }
