@@ -44,7 +44,8 @@ func pairs(t testing.TB, l *listener, suite string, n int) (devices []*dtls.Conn
 		half := bytes.Repeat([]byte{byte(i), byte(i >> 8), 3, 4}, (keyLen+4)/4+1)
 		client, server := half[:keyLen], half[1:][:keyLen]
 		cid := dtls.NewCID()
-		state := dtls.State{Suite: s.ID, Keys: append(append(append(append([]byte(nil), client...), server...), 1, 2, 3, 4), 5, 6, 7, 8), CID: cid[:]}
+		state := dtls.State{Suite: s.ID, Keys: append(append(append(append([]byte(nil), client...), server...), 1, 2, 3, 4), 5, 6, 7, 8), CID: cid[:],
+			Verify: fmt.Appendf(nil, "%012d", i)}
 		conn, err := dtls.Restore(state, 1, 0)
 		if err != nil {
 			t.Fatal(err)

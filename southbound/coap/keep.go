@@ -151,8 +151,9 @@ func (l *listener) restore(ctx context.Context) {
 	var drop []int
 	t := l.begin(time.Now())
 	l.file = file
+	known := map[[12]byte]*session{}
 	for i, b := range file.All {
-		if !l.revive(ctx, t, i, b) {
+		if !l.revive(ctx, t, known, i, b) {
 			drop = append(drop, i)
 		}
 	}
@@ -175,10 +176,10 @@ func (l *listener) restore(ctx context.Context) {
 	l.env.Log.Info("associations restored", "count", n, "dropped", len(drop), "took", time.Since(began).Round(time.Millisecond), "after_power_cut", n > 0 && file.Rebooted())
 }
 
-// revive makes one association again; false where it is of no use any more.
-func (l *listener) revive(ctx context.Context, t *turn, slot int, b []byte) bool {
+// revive makes one association again; false where it is of no use any more. known holds those that it has made, by their verify_data.
+func (l *listener) revive(ctx context.Context, t *turn, known map[[12]byte]*session, slot int, b []byte) bool {
 	var k kept
-	if err := cbor.Unmarshal(b, &k); err != nil {
+	if err := cbor.Unmarshal(b, &k); err != nil || len(k.Verify) != 12 {
 		return false
 	}
 	id := auth.Identity{Device: k.Device, Method: k.Method, Credential: k.Credential, Groups: k.Groups, Sleepy: k.Sleepy}
@@ -199,9 +200,20 @@ func (l *listener) revive(ctx context.Context, t *turn, slot int, b []byte) bool
 		return false
 	}
 	state := dtls.State{Suite: k.Suite, Keys: k.Keys, CID: k.CID, OutCID: k.OutCID, Verify: k.Verify, FinSeq: k.FinSeq}
-	sent := l.file.Word(slot, wordSent)
-	conn, err := dtls.Restore(state, sent, l.file.Word(slot, wordReceived))
+	sent, received := l.file.Word(slot, wordSent), l.file.Word(slot, wordReceived)
+	// An association that was being written anew may be there twice. Of what either copy says was used, nothing may be used again.
+	twin := known[[12]byte(k.Verify)]
+	if twin != nil {
+		sent, received = max(sent, twin.conn.Sent()), max(received, twin.conn.Received())
+	}
+	conn, err := dtls.Restore(state, sent, received)
 	if err != nil {
+		return false
+	}
+	if twin != nil {
+		twin.conn = conn
+		l.file.SetWord(twin.slot, wordSent, sent+reserve)
+		l.file.SetWord(twin.slot, wordReceived, received)
 		return false
 	}
 	var ip [16]byte
@@ -215,6 +227,7 @@ func (l *listener) revive(ctx context.Context, t *turn, slot int, b []byte) bool
 	l.recall(s, t.now)
 	l.file.SetWord(slot, wordSent, sent+reserve)
 	l.add(t, s)
+	known[[12]byte(k.Verify)] = s
 	return true
 }
 

@@ -372,3 +372,51 @@ func TestAssociationsFollowThePolicy(t *testing.T) {
 		t.Errorf("%d sessions", f["sessions"])
 	}
 }
+
+// TestAnAssociationThatIsThereTwiceIsOne restores what a kill or a power cut leaves in the middle of writing an association anew.
+func TestAnAssociationThatIsThereTwiceIsOne(t *testing.T) {
+	site := southtest.NewSite(t)
+	site.AddDevice("dev-0", southtest.Account{Secret: []byte("x")})
+	env := site.Env(t, "field")
+	env.Keys = sealingKeys{env.Keys}
+	cfg := Kind().Config().(*Config)
+	cfg.Security, cfg.Key = []string{"psk"}, "identity"
+	start := func() *listener {
+		l, err := open(env, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.up, l.sock, l.serving, l.ctx = yes{}, sink{}, true, t.Context()
+		l.restore(t.Context())
+		return l
+	}
+	only := func(l *listener) *session {
+		t.Helper()
+		if n := l.count.sessions.Load(); n != 1 || len(l.byDevice["dev-0"]) != 1 {
+			t.Fatalf("%d sessions, %d of the device", n, len(l.byDevice["dev-0"]))
+		}
+		return l.byDevice["dev-0"][0]
+	}
+	for _, older := range []int{0, 1} { // which of the two stands first in the file
+		l := start()
+		pairs(t, l, "TLS_PSK_WITH_AES_128_GCM_SHA256", 1)
+		s := only(l)
+		l.keep(s)
+		first := s.slot
+		s.slot = noSlot // so that it is not freed when the association is written again
+		l.keep(s)
+		slots := []int{first, s.slot}
+		l.file.SetWord(slots[older], wordSent, 5000)
+		l.file.SetWord(slots[1-older], wordSent, 9000)
+		l.file.SetWord(slots[older], wordReceived, 70)
+		l.file.SetWord(slots[1-older], wordReceived, 50)
+		l.forget(t.Context())
+		l = start()
+		s = only(l)
+		if s.conn.Sent() != 9000 || s.conn.Received() != 70 || l.file.Word(s.slot, wordSent) < 9000+reserve || l.file.Word(s.slot, wordReceived) != 70 {
+			t.Errorf("goes on at %d and %d", s.conn.Sent(), s.conn.Received())
+		}
+		l.remove(s)
+		l.forget(t.Context())
+	}
+}

@@ -91,9 +91,7 @@ func (s *File) load() error {
 		return err
 	}
 	header := append([]byte(magic), boot...)
-	if !fresh && string(s.mem[:len(magic)]) != magic {
-		clear(s.mem)
-	}
+	// A header that a power cut has damaged costs no record: each shows by itself whether it is whole.
 	s.rebooted = string(s.mem[:len(header)]) != string(header)
 	copy(s.mem, header)
 	for i := s.count() - 1; i >= 0; i-- {

@@ -3,7 +3,10 @@ package slots
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -105,5 +108,113 @@ func TestAnyFileOpens(t *testing.T) {
 			t.Errorf("%v", got)
 		}
 		f.Close()
+	}
+}
+
+// TestPowerCuts makes images of the file as power cuts leave it: since the last Sync each sector may have been written or not, at any of
+// its states, or be garbage where it was being written. What had been synced and not changed since is there; nothing is there that was not
+// stored at some time since; and a word, which only ever grows here, is not smaller than the last Sync saw it.
+func TestPowerCuts(t *testing.T) {
+	rng := rand.New(rand.NewPCG(4, 2))
+	for round := range 40 {
+		dir := t.TempDir()
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := open(t, root, 1)
+		type record struct {
+			slot int
+			word uint64
+		}
+		now := map[string]record{}  // what is stored
+		synced := map[string]bool{} // and was at the last Sync, and has not been touched since
+		floor := map[string]uint64{}
+		ever := map[string]bool{} // stored at some time since the last Sync
+		history := [][]byte{bytes.Clone(f.mem)}
+		if err := f.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 150 {
+			switch n := rng.IntN(10); {
+			case n < 4 || len(now) == 0:
+				name := fmt.Sprintf("record %d", i)
+				slot, err := f.Put([]byte(name), [Words]uint64{2: 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				now[name], ever[name], floor[name] = record{slot, 1}, true, 1
+			case n < 8:
+				for name, r := range now { // any one
+					r.word++
+					f.SetWord(r.slot, 2, r.word)
+					now[name] = r
+					delete(synced, name)
+					break
+				}
+			case n < 9:
+				for name, r := range now {
+					f.Free(r.slot)
+					delete(now, name)
+					delete(synced, name)
+					break
+				}
+			default:
+				if err := f.Sync(); err != nil {
+					t.Fatal(err)
+				}
+				history, synced, ever = nil, map[string]bool{}, map[string]bool{}
+				for name, r := range now {
+					synced[name], ever[name], floor[name] = true, true, r.word
+				}
+			}
+			history = append(history, bytes.Clone(f.mem))
+		}
+		image := bytes.Clone(history[len(history)-1])
+		image = image[:len(history[rng.IntN(len(history))])] // how far it has grown
+		garbage := round%2 == 1
+		for at := 0; at < len(image); at += 512 {
+			var states [][]byte // of the sector; where the file was shorter it is zero
+			for _, h := range history {
+				sector := make([]byte, 512)
+				if at < len(h) {
+					copy(sector, h[at:])
+				}
+				if n := len(states); n == 0 || !bytes.Equal(states[n-1], sector) {
+					states = append(states, sector)
+				}
+			}
+			copy(image[at:], states[rng.IntN(len(states))])
+			if garbage && len(states) > 1 && rng.IntN(4) == 0 {
+				for i := range 512 {
+					image[at+i] = byte(rng.Uint32())
+				}
+			}
+		}
+		copy(image[len(magic):], "another boot of the kernel's kind...")
+		if err := os.WriteFile(filepath.Join(dir, "g"), image, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		g, err := Open(root, "g", bytes.Repeat([]byte{1}, 32))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !g.Rebooted() {
+			t.Error("a power cut is not seen")
+		}
+		got := contents(g)
+		for name := range synced {
+			if _, ok := got[name]; !ok {
+				t.Errorf("round %d: %q, which was synced, is gone", round, name)
+			}
+		}
+		for name, word := range got {
+			if !ever[name] || word < floor[name] {
+				t.Errorf("round %d: %q is there with %d, where %d was synced", round, name, word, floor[name])
+			}
+		}
+		if err := errors.Join(f.Close(), g.Close(), root.Close()); err != nil {
+			t.Error(err)
+		}
 	}
 }
