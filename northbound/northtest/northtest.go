@@ -157,6 +157,7 @@ type Broker struct {
 	once     map[string]bool           // guarded by mu; fates that strike once
 	limits   broker.Limits             // guarded by mu
 	cut      int                       // guarded by mu; publications until the connection is dropped; 0: never
+	away     bool                      // guarded by mu; nobody is let in
 }
 
 // NewBroker starts a broker that lives as long as the test. The hooks come before the knobs.
@@ -223,6 +224,9 @@ func (b *Broker) admit(l *broker.Login) broker.Answer {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.away {
+		return broker.Answer{Drop: true}
+	}
 	if a.Limits == (broker.Limits{}) {
 		a.Limits = b.limits
 	}
@@ -280,6 +284,16 @@ func (b *Broker) Announce(l broker.Limits) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.limits = l
+}
+
+// Away breaks every connection and lets nobody in, until it is called with false.
+func (b *Broker) Away(away bool) {
+	b.mu.Lock()
+	b.away = away
+	b.mu.Unlock()
+	if away {
+		b.Drop("")
+	}
 }
 
 // CutAfter drops the connection at the nth publication from now.
