@@ -125,7 +125,9 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config) (err error)
 	if dir, err = stateDir(cfg, "bridge"); err != nil {
 		return err
 	}
-	g.bridge, err = bridge.Open(bridge.Options{Spool: g.spool, Dir: dir, Log: g.log.With("part", "bridge"), Health: g.tracker, Now: g.now, Correct: g.clock.Correct})
+	g.bridge, err = bridge.Open(bridge.Options{
+		Spool: g.spool, Dir: dir, Log: g.log.With("part", "bridge"), Health: g.tracker, Now: g.now, Correct: g.clock.Correct, Envelopes: g.keys.For("payloads"),
+	})
 	return err
 }
 
