@@ -131,6 +131,9 @@ func (a *app) printTrial(cfg *config.Config, t bridge.Trial, rule *config.Allow)
 		if t.Payload != nil {
 			row("payload", "%s", shown(t.Type, t.Payload))
 		}
+		if t.Seal != "" {
+			row("seal", "%s", t.Seal)
+		}
 	}
 	answer := "yes"
 	if t.Refusal != "" {
