@@ -64,21 +64,11 @@ func opponents(t *testing.T, withTLS bool) []*opponent {
 		t.Fatal(err)
 	}
 	theirs := exec.Command(broker, "-c", file)
-	if err := theirs.Start(); err != nil {
-		t.Fatal(err)
+	o := &opponent{name: "mosquitto", addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), conf: ours.conf}
+	if !serves(t, theirs, o.addr) {
+		t.Fatal("mosquitto does not listen")
 	}
-	t.Cleanup(func() { kill(theirs) })
-	o := &opponent{name: "mosquitto", addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), pid: theirs.Process.Pid, conf: ours.conf}
-	for i := 0; ; i++ {
-		if nc, err := net.Dial("tcp", o.addr); err == nil {
-			nc.Close()
-			break
-		}
-		if i > 100 {
-			t.Fatal("mosquitto does not listen")
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	o.pid = theirs.Process.Pid
 	return []*opponent{ours, o}
 }
 

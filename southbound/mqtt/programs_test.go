@@ -3,6 +3,7 @@ package mqtt
 import (
 	"bytes"
 	"context"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -26,6 +27,34 @@ func program(t *testing.T, name string) string {
 	}
 	t.Skipf("%s is not installed", name)
 	return ""
+}
+
+// serves starts a server and waits until it takes connections at addr. false: it has ended instead. It is killed when the test ends.
+func serves(t testing.TB, cmd *exec.Cmd, addr string) bool {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+	})
+	for {
+		if nc, err := net.Dial("tcp", addr); err == nil {
+			nc.Close()
+			return true
+		}
+		select {
+		case <-ended:
+			return false
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // mosquitto gives the arguments with which a mosquitto client of device th-1 logs in.
