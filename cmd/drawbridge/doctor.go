@@ -74,7 +74,7 @@ func examine(ctx context.Context, cfg *config.Config, only string, skip []string
 		return nil, err
 	}
 	defer ring.Close()
-	g := &gateway{parts: parts{log: log}, now: time.Now, kinds: kinds(), keys: ring}
+	g := &gateway{parts: parts{kinds: kinds(), log: log}, now: time.Now, keys: ring}
 
 	type subject struct {
 		name string

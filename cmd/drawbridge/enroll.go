@@ -116,7 +116,7 @@ func (a *app) enrollAtPlatform(ctx context.Context, cfg *config.Config, name str
 		return err
 	}
 	defer ring.Close()
-	g := &gateway{parts: parts{log: log}, now: time.Now, kinds: kinds(), keys: ring}
+	g := &gateway{parts: parts{kinds: kinds(), log: log}, now: time.Now, keys: ring}
 	built, err := g.openConnector(cfg, cfg.Connectors[name])
 	if err != nil {
 		return err

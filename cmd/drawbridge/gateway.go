@@ -32,7 +32,6 @@ type gateway struct {
 	parts
 	now     func() time.Time
 	started time.Time
-	kinds   builtin
 	tracker *health.Tracker
 	sup     *supervise.Supervisor
 	lock    *os.File
@@ -58,7 +57,10 @@ const stopWithin = 5 * time.Second
 
 // openGateway reads keys and spool and builds everything that the file asks for. Nothing is bound or dialled yet.
 func openGateway(ctx context.Context, path string, p parts) (*gateway, error) {
-	g := &gateway{parts: p, kinds: kinds(), ready: make(chan struct{})}
+	if p.kinds.listeners == nil {
+		p.kinds = kinds()
+	}
+	g := &gateway{parts: p, ready: make(chan struct{})}
 	cfg, table, err := load(path, g.kinds)
 	if err != nil {
 		return nil, err
@@ -211,6 +213,7 @@ func (g *gateway) startListener(ctx context.Context, l *listener, failed chan<- 
 	name := l.component.Name
 	l.task = g.sup.Go(ctx, "listener "+name, func(ctx context.Context, t *supervise.Task) error {
 		t.Waiting()
+		l.running.Store(t)
 		err := l.Serve(ctx, g.bridge)
 		if err != nil {
 			l.isNotBound(err)

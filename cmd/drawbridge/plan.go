@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/drawbridge/drawbridge/bridge"
 	"github.com/drawbridge/drawbridge/config"
@@ -25,6 +27,7 @@ type listener struct {
 	southbound.Listener
 	component *config.Component
 	task      *supervise.Task
+	running   atomic.Pointer[supervise.Task] // task, as it knows itself
 	once      sync.Once
 	bound     chan struct{}
 
@@ -86,6 +89,9 @@ func (g *gateway) openConnector(cfg *config.Config, c *config.Component) (*conne
 	return &connector{Connector: built, component: c}, nil
 }
 
+// aliveWithin is how long a listener that has said that it is alive may be silent.
+const aliveWithin = 10 * time.Second
+
 func (g *gateway) openListener(cfg *config.Config, c *config.Component) (*listener, error) {
 	dir, err := stateDir(cfg, "listeners", c.Name)
 	if err != nil {
@@ -95,7 +101,7 @@ func (g *gateway) openListener(cfg *config.Config, c *config.Component) (*listen
 	l.Listener, err = g.kinds.listeners[c.Type].Open(southbound.Env{
 		Name: c.Name, Log: g.log.With("listener", c.Name), Health: g.tracker.For("listener " + c.Name),
 		Keys: g.keys.For("listener " + c.Name), Auth: g.realm, Policy: g.realm, State: dir, Now: g.now,
-		Bound: l.isBound, Awake: g.bridge.Awake, Socket: g.socket(c.Name),
+		Bound: l.isBound, Awake: g.bridge.Awake, Socket: g.socket(c.Name), Alive: l.alive,
 	}, c.Own)
 	if err != nil {
 		return nil, err
@@ -119,6 +125,13 @@ func (g *gateway) socket(name string) func() (net.Listener, net.PacketConn) {
 			}
 		}
 		return l, p
+	}
+}
+
+// alive is called by the listener while it serves.
+func (l *listener) alive() {
+	if t := l.running.Load(); t != nil {
+		t.Progress(aliveWithin)
 	}
 }
 

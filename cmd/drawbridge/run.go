@@ -60,6 +60,7 @@ type parts struct {
 	records *status.Recorder      // nil: the page shows no log
 	notify  *sdnotify.Notifier    // nil: nobody is told
 	sockets map[string][]*os.File // handed over by systemd, by name
+	kinds   builtin               // what it is built of; zero: kinds()
 	system  func() time.Time      // the system's clock; nil: time.Now
 	page    func(net.Addr)        // told where the status page is served; nil: nobody is
 }

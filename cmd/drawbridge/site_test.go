@@ -26,7 +26,7 @@ import (
 
 // TestMain lets the test binary be `drawbridge` for scripts and for tests that start the gateway as a process.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"drawbridge": main})
+	testscript.Main(m, map[string]func(){"drawbridge": main, "drawbridge-planted": runPlanted})
 }
 
 // process is a program that a test has started. It is killed when the test ends.
@@ -166,6 +166,9 @@ func newSite(t testing.TB) *site {
 	}
 	s := &site{t: t, dir: t.TempDir(), ca: ca, keyURI: "file:identity.key",
 		coap: freePort("udp", "0"), mqtt: freePort("tcp", "0"), cloud: freePort("tcp", "0"), page: freePort("tcp", "0")}
+	for s.mqtt == s.cloud || s.cloud == s.page || s.page == s.mqtt { // a port that has just been let go may be given again
+		s.cloud, s.page = freePort("tcp", "0"), freePort("tcp", "0")
+	}
 	s.write("ca.crt", string(ca.pem()))
 	for _, name := range []string{"localhost", "person", "meter-1"} {
 		s.issue(name)

@@ -27,6 +27,14 @@ var TaskFailed = health.Code{
 	Hint:     "the detail says why; if it does not end, report it together with `drawbridge support`",
 }
 
+// TaskStuck is the problem of a task that hangs.
+var TaskStuck = health.Code{
+	Name:     "task-stuck",
+	Title:    "a part of the gateway hangs",
+	Severity: health.Failing,
+	Hint:     "under systemd the watchdog restarts the gateway within two minutes; elsewhere restart it; if it does not end, report it together with `drawbridge support`",
+}
+
 const (
 	firstPause = time.Second
 	lastPause  = 5 * time.Minute
@@ -172,14 +180,18 @@ func once(ctx context.Context, t *Task, run func(context.Context, *Task) error) 
 // Wait waits until every task has ended.
 func (s *Supervisor) Wait() { s.wg.Wait() }
 
-// Stuck names the tasks that promised progress and made none.
+// Stuck names the tasks that promised progress and made none, and keeps the list of problems in step with that.
 func (s *Supervisor) Stuck() (names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range s.tasks {
+		reporter := s.tracker.For("task " + t.Name)
 		t.mu.Lock()
 		if t.within > 0 && time.Since(t.beat) > t.within {
 			names = append(names, t.Name)
+			reporter.Set(&TaskStuck, "")
+		} else {
+			reporter.Clear(&TaskStuck)
 		}
 		t.mu.Unlock()
 	}
