@@ -67,3 +67,32 @@ func (r *Record) setCBOR(key any, raw cbor.RawMessage) error {
 	}
 	return nil
 }
+
+// cborRecord is a resolved record with the labels of section 6.
+type cborRecord struct {
+	Name       string   `cbor:"0,keyasint"`
+	Unit       string   `cbor:"1,keyasint,omitempty"`
+	Value      *float64 `cbor:"2,keyasint,omitempty"`
+	String     *string  `cbor:"3,keyasint,omitempty"`
+	Bool       *bool    `cbor:"4,keyasint,omitempty"`
+	Sum        *float64 `cbor:"5,keyasint,omitempty"`
+	Time       *float64 `cbor:"6,keyasint,omitempty"`
+	UpdateTime *float64 `cbor:"7,keyasint,omitempty"`
+	Data       *[]byte  `cbor:"8,keyasint,omitempty"`
+	ObjectLink *string  `cbor:"vlo,omitempty"`
+}
+
+// CBOR writes a resolved pack.
+func (p Pack) CBOR() ([]byte, error) {
+	list := make([]cborRecord, len(p))
+	for i, r := range p {
+		list[i] = cborRecord{
+			Name: r.Name, Unit: r.Unit, Value: r.Value, String: r.String, Bool: r.Bool, Sum: r.Sum, Time: r.Time, UpdateTime: r.UpdateTime,
+			ObjectLink: r.ObjectLink,
+		}
+		if r.Data != nil {
+			list[i].Data = &r.Data
+		}
+	}
+	return cbor.Marshal(list)
+}

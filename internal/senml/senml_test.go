@@ -85,6 +85,24 @@ func TestCBOR(t *testing.T) {
 	}
 }
 
+func TestCBORIsReadAsItWasWritten(t *testing.T) {
+	in, err := ParseJSON([]byte(`[{"n":"a","u":"V","v":1.5,"t":1276020076,"ut":60},{"n":"b","vs":""},{"n":"c","vb":false},{"n":"d","vd":""},{"n":"e","vd":"AQI","s":0},{"n":"f","vlo":"3:0"}]`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := in.CBOR()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := ParseCBOR(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(out.JSON()), string(in.JSON()); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	for in, want := range map[string]string{
 		``:                                 "not a SenML pack",

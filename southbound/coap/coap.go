@@ -1,6 +1,7 @@
 // Package coap is the listener for CoAP devices (RFC 7252), over DTLS 1.2, over TLS (RFC 8323) or, on loopback, in the clear.
 //
-// A report is a POST or PUT (or PATCH, iPATCH) on a resource; it is answered 2.04 only after the uplink has said yes. A command
+// A report is a POST, PUT, PATCH or iPATCH on a resource; it is answered 2.04 only after the uplink has said yes. GET gives the last value, and FETCH
+// parts of it where it is in SenML (RFC 8790); of other formats it is not known what a part is. A command
 // goes to the device as a notification where the device observes the resource, else as a confirmable request. Resources that the
 // configuration names are observed on devices, and what they notify is a report, too.
 //

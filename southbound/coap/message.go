@@ -18,6 +18,9 @@ const (
 	patch  codes.Code = 6
 	ipatch codes.Code = 7
 
+	conflict            codes.Code = 4<<5 | 9
+	unprocessableEntity codes.Code = 4<<5 | 22
+
 	echo       message.OptionID = 252 // RFC 9175
 	requestTag message.OptionID = 292
 )

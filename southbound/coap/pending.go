@@ -26,6 +26,7 @@ type pending struct {
 	resource string         // whose last value it is; empty: of none
 	format   int
 	payload  []byte
+	patch    bool      // the payload changes the last value
 	due      time.Time // of the empty ACK
 	prev     *pending
 	next     *pending

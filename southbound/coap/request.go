@@ -91,6 +91,8 @@ func (t *turn) request(s *session, p *packet) {
 		t.report(s, p, path)
 	case codes.DELETE:
 		t.forgetValue(s, p, path)
+	case fetch:
+		t.fetch(s, p, path)
 	default:
 		t.say(s, p, codes.MethodNotAllowed, nil)
 	}
@@ -179,10 +181,18 @@ func (t *turn) report(s *session, p *packet, path []byte) {
 		t.say(s, p, codes.PreconditionFailed, nil)
 		return
 	}
+	patches := p.code == patch || p.code == ipatch
+	if patches {
+		if err := t.l.values.get(id.Device, m.Resource).patchable(p, payload); err != nil {
+			t.say(s, p, codeOfEtch(err), nil)
+			return
+		}
+	}
 	pend := t.l.pendings.Get().(*pending)
+	pend.patch = patches
 	pend.s, pend.mid, pend.con, pend.block = s, p.mid, p.typ == message.Confirmable, block
 	pend.tkl = uint8(copy(pend.token[:], p.token))
-	if (p.code == codes.POST || p.code == codes.PUT) && t.l.values.limit > 0 {
+	if t.l.values.limit > 0 {
 		pend.keep(m.Resource, p, payload)
 	}
 	if bits, ok := p.number(message.NoResponse); ok {

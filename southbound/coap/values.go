@@ -104,6 +104,15 @@ func (t *turn) took(p *pending) {
 		return
 	}
 	device := p.s.id.Device
+	if p.patch {
+		v := t.l.values.get(device, p.resource)
+		changed, err := v.patch(p.format, p.payload)
+		if err != nil {
+			t.l.values.remove(t.l.values.byDevice[device][p.resource])
+			return
+		}
+		p.format, p.payload = v.format, changed
+	}
 	t.l.values.set(device, p.resource, p.format, p.payload)
 	for _, s := range t.l.byDevice[device] {
 		if s.talk == nil {
