@@ -2,7 +2,7 @@ package northtest
 
 import (
 	"context"
-	"encoding/json"
+	"crypto/tls"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,12 +10,16 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
 )
 
 // CSE is a oneM2M IN-CSE in this process, with the CSE-ID "/id-in" and the CSEBase "cse-in", that holds every request against the
 // attribute tables and misbehaves as it is told. Bindings are added by ServeHTTP, ServeMQTT and ServeCoAP.
 type CSE struct {
 	CA CA
+	// Hosts are the names that its certificates have; they are set before a binding is added.
+	Hosts []string
 
 	ctx   context.Context
 	tasks sync.WaitGroup
@@ -38,6 +42,8 @@ type CSE struct {
 	cut      int                      // guarded by mu: contentInstances until the connections are dropped; 0: never
 	unwell   int                      // guarded by mu: requests that are answered with 5000
 	quirks   CSEQuirks                // guarded by mu
+	now      func() time.Time         // guarded by mu
+	badges   map[string][]string      // guarded by mu: the credentials that were shown, by the originator
 }
 
 // CSEQuirks are what real CSEs do beside the standard.
@@ -45,8 +51,11 @@ type CSEQuirks struct {
 	Floats    bool          // numbers are written like 2.0
 	BareSGN   bool          // notifications come without their root
 	Repeat    bool          // each notification comes twice
+	Reorder   bool          // every other notification comes later than the one after it
 	Silent    bool          // no notification comes at all
-	Verify    bool          // subscriptions are verified, though the originator is the target
+	Verify    time.Duration // subscriptions are verified that long after they were asked for, before the answer, though the originator is the target
+	Down      bool          // every request is answered with INTERNAL_SERVER_ERROR
+	Blocking  bool          // requests are only answered with their result
 	MaxLife   time.Duration // the longest expiry that is granted; 0: any
 	StatusOf  int           // HTTP: requests for contentInstances are answered with this status and no header, as a proxy does
 	WantToken func(authorization string, tkns []string) bool
@@ -57,6 +66,7 @@ type cseMap = map[string]any
 type cseNode struct {
 	path, parent string
 	ty           int
+	root         string // of its representation
 	a            cseMap
 	children     []*cseNode // contentInstances and others
 	subs         []*cseNode // those of them that are subscriptions
@@ -78,7 +88,7 @@ func NewCSE(t testing.TB) *CSE {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	c := &CSE{
-		CA: NewCA(t), ctx: ctx, t: t, never: map[string]bool{}, busy: map[string]bool{},
+		CA: NewCA(t), Hosts: Loopback, ctx: ctx, t: t, never: map[string]bool{}, busy: map[string]bool{}, now: time.Now, badges: map[string][]string{},
 		reach: map[string]func(context.Context, string, string, cseMap) (cseMap, error){},
 	}
 	c.Reset()
@@ -93,7 +103,7 @@ func NewCSE(t testing.TB) *CSE {
 func (c *CSE) Reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	base := &cseNode{path: cseName, ty: 5, a: cseMap{
+	base := &cseNode{path: cseName, ty: 5, root: cseRoots[5], a: cseMap{
 		"rn": cseName, "ri": "id-in", "csi": cseID, "ty": 5, "srv": []string{"2a", "3", "4"}, "cst": 1, "rr": true,
 	}}
 	c.nodes = map[string]*cseNode{cseName: base}
@@ -106,6 +116,27 @@ func (c *CSE) Quirks(q CSEQuirks) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.quirks = q
+}
+
+// server is the configuration of a binding over TLS.
+func (c *CSE) server() *tls.Config {
+	s := c.CA.Server(c.t)
+	s.Certificates = []tls.Certificate{c.CA.Certificate(c.t, broker.Subject{Name: "cse", Hosts: c.Hosts})}
+	return s
+}
+
+// Clock is what the CSE takes for now, from now on.
+func (c *CSE) Clock(now func() time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = now
+}
+
+// Badges gives the credentials under which an originator's requests have come: common names of certificates, or KpsaIDs.
+func (c *CSE) Badges(originator string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.badges[originator])
 }
 
 // Unwell answers the next n requests for contentInstances with INTERNAL_SERVER_ERROR.
@@ -253,7 +284,7 @@ func (c *CSE) remove(path string) {
 
 // expire removes what has passed its time; mu is held.
 func (c *CSE) expire() {
-	now := time.Now()
+	now := c.now()
 	if now.Sub(c.looked) < time.Second/2 {
 		return
 	}
@@ -273,9 +304,15 @@ func cseFail(rsc int, why string, args ...any) cseMap {
 	return cseMap{"rsc": rsc, "pc": cseMap{"m2m:dbg": fmt.Sprintf(why, args...)}}
 }
 
+// caller is what a binding knows of who asks.
+type caller struct {
+	authorization string
+	badge         string // common name or KpsaID; empty: unknown
+}
+
 // handle answers a request primitive. cut says that the connection is to be broken instead.
-func (c *CSE) handle(ctx context.Context, q cseMap, authorization string) (r cseMap, cut bool) {
-	r, cut = c.decide(ctx, q, authorization)
+func (c *CSE) handle(ctx context.Context, q cseMap, from caller) (r cseMap, cut bool) {
+	r, cut = c.decide(ctx, q, from)
 	c.mu.Lock()
 	delay, floats := c.delay, c.quirks.Floats
 	c.mu.Unlock()
@@ -292,23 +329,39 @@ func (c *CSE) handle(ctx context.Context, q cseMap, authorization string) (r cse
 	return r, cut
 }
 
-func (c *CSE) decide(ctx context.Context, q cseMap, authorization string) (r cseMap, cut bool) {
+func (c *CSE) decide(ctx context.Context, q cseMap, from caller) (r cseMap, cut bool) {
 	if why := csePrimitiveWrong(q); why != "" {
 		return cseFail(4000, "%s", why), false
 	}
+	originator := q["fr"].(string)
 	c.mu.Lock()
-	c.expire()
-	want := c.quirks.WantToken
+	quirks := c.quirks
+	if from.badge != "" && !slices.Contains(c.badges[originator], from.badge) {
+		c.badges[originator] = append(c.badges[originator], from.badge)
+	}
+	if !quirks.Down {
+		c.expire()
+	}
 	if cseInt(q["ty"]) != 4 {
 		c.requests = append(c.requests, q)
 	}
 	c.mu.Unlock()
-	if want != nil && !want(authorization, cseStrings(q["tkns"])) {
+	switch {
+	case quirks.Down:
+		return cseFail(5000, "down"), false
+	case quirks.WantToken != nil && !quirks.WantToken(from.authorization, cseStrings(q["tkns"])):
 		return cseFail(4106, "no token"), false
+	case q["rt"] != nil && cseInt(q["rt"].(cseMap)["rtv"]) != 3:
+		return c.accept(ctx, q), false
 	}
+	return c.carryOut(ctx, q)
+}
+
+// carryOut is what a request asks for, whatever became of the question how it is to be answered.
+func (c *CSE) carryOut(ctx context.Context, q cseMap) (r cseMap, cut bool) {
 	switch cseInt(q["op"]) {
 	case 1:
-		return c.creation(q)
+		return c.creation(ctx, q)
 	case 2:
 		return c.retrieve(ctx, q), false
 	case 3:
@@ -317,209 +370,4 @@ func (c *CSE) decide(ctx context.Context, q cseMap, authorization string) (r cse
 		return c.notify(q), false
 	}
 	return cseFail(4005, "operation"), false
-}
-
-// creation is CREATE with the knobs.
-func (c *CSE) creation(q cseMap) (cseMap, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if cseInt(q["ty"]) != 4 {
-		return c.create(q, false), false
-	}
-	cin, _ := q["pc"].(cseMap)["m2m:cin"].(cseMap)
-	con, _ := cin["con"].(string)
-	switch {
-	case c.unwell > 0:
-		c.unwell--
-		return cseFail(5000, "unwell"), false
-	case c.busy[con]:
-		delete(c.busy, con)
-		return cseFail(5000, "busy"), false
-	case c.never[con]:
-		return cseFail(4102, "contents"), false
-	}
-	r := c.create(q, false)
-	if r["rsc"] != 2001 {
-		return r, false
-	}
-	c.received = append(c.received, con)
-	if c.cut > 0 {
-		c.cut--
-		return r, c.cut == 0
-	}
-	return r, false
-}
-
-// address gives the structured address of what a primitive is for; mu is held.
-func (c *CSE) address(to string) string {
-	to = strings.TrimPrefix(to, "//sp.example")
-	if rest, ok := strings.CutPrefix(to, cseID+"/"); ok {
-		to = rest
-	} else if to == cseID {
-		return cseName
-	}
-	if to == "-" || strings.HasPrefix(to, "-/") {
-		to = cseName + to[1:]
-	}
-	if n := c.ids[to]; n != nil {
-		return n.path
-	}
-	return to
-}
-
-// create makes a resource; own says that the CSE does so by itself. mu is held.
-func (c *CSE) create(q cseMap, own bool) cseMap {
-	ty, from := cseInt(q["ty"]), q["fr"].(string)
-	parent := c.nodes[c.address(q["to"].(string))]
-	if !own && ty != 2 && !c.registered(from) {
-		return cseFail(4103, "originator %s is not registered", from)
-	}
-	if parent == nil {
-		return cseFail(4004, "no parent")
-	}
-	a, why := cseCheck(q["pc"], ty, false)
-	if why != "" {
-		return cseFail(4000, "%s", why)
-	}
-	if !slices.Contains(cseParents[ty], parent.ty) {
-		return cseFail(4108, "type %d in %d", ty, parent.ty)
-	}
-	a = maps.Clone(a)
-	c.serial++
-	name, _ := a["rn"].(string)
-	if name == "" {
-		name = fmt.Sprintf("r%d", c.serial)
-	}
-	if c.nodes[parent.path+"/"+name] != nil {
-		return cseFail(4105, "%s exists", name)
-	}
-	id := fmt.Sprintf("id%d", c.serial)
-	if ty == 2 {
-		if from == "C" || from == "S" || from == "" {
-			from = "C" + id
-		}
-		if c.registered(from) {
-			return cseFail(4117, "%s", from)
-		}
-		id = from
-		a["aei"] = from
-	}
-	if mbs, limited := parent.a["mbs"]; limited && ty == 4 && len(fmt.Sprint(a["con"])) > cseInt(mbs) {
-		return cseFail(5207, "larger than mbs")
-	}
-	now := time.Now().UTC()
-	stamp := now.Format(cseTime + ",000000")
-	maps.Copy(a, cseMap{"rn": name, "ri": id, "pi": parent.a["ri"], "ct": stamp, "lt": stamp, "ty": ty})
-	if ty == 4 {
-		a["cr"], a["cs"], a["st"] = from, len(fmt.Sprint(a["con"])), c.serial
-	}
-	c.grant(a, now)
-	n := &cseNode{path: parent.path + "/" + name, parent: parent.path, ty: ty, a: a}
-	c.nodes[n.path], c.ids[id] = n, n
-	parent.children = append(parent.children, n)
-	if ty == 23 {
-		parent.subs = append(parent.subs, n)
-	}
-	if ty == 15 {
-		c.channels[from] = make(chan cseAsked, 1000)
-	}
-	c.event(parent, n)
-	if ty == 23 && c.quirks.Verify {
-		c.tell(n, cseMap{"vrq": true, "sur": cseID + "/" + n.path})
-	}
-	r := cseMap{"rsc": 2001}
-	if q["rcn"] == nil || cseInt(q["rcn"]) == 1 {
-		r["pc"] = cseMap{cseRoots[ty]: maps.Clone(a)}
-	}
-	return r
-}
-
-// grant bounds the expiry of a resource; mu is held.
-func (c *CSE) grant(a cseMap, now time.Time) {
-	if c.quirks.MaxLife == 0 {
-		return
-	}
-	most := now.Add(c.quirks.MaxLife).Format(cseTime)
-	if et, ok := a["et"].(string); !ok || et > most {
-		a["et"] = most
-	}
-}
-
-// registered tells whether an AE has that id; mu is held.
-func (c *CSE) registered(id string) bool {
-	n := c.ids[id]
-	return n != nil && n.ty == 2
-}
-
-func (c *CSE) update(q cseMap) cseMap {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	n := c.nodes[c.address(q["to"].(string))]
-	if !c.registered(q["fr"].(string)) {
-		return cseFail(4103, "not registered")
-	}
-	if n == nil {
-		return cseFail(4004, "nothing there")
-	}
-	if n.ty == 4 {
-		return cseFail(4005, "contentInstances do not change")
-	}
-	a, why := cseCheck(q["pc"], n.ty, true)
-	if why != "" {
-		return cseFail(4000, "%s", why)
-	}
-	maps.Copy(n.a, a)
-	c.grant(n.a, time.Now().UTC())
-	return cseMap{"rsc": 2004, "pc": cseMap{cseRoots[n.ty]: maps.Clone(n.a)}}
-}
-
-func (c *CSE) retrieve(ctx context.Context, q cseMap) cseMap {
-	c.mu.Lock()
-	to, from := c.address(q["to"].(string)), q["fr"].(string)
-	if !c.registered(from) && to != cseName {
-		c.mu.Unlock()
-		return cseFail(4103, "not registered")
-	}
-	if pch, ok := strings.CutSuffix(to, "/pcu"); ok && c.nodes[pch] != nil && c.nodes[pch].ty == 15 {
-		channel := c.channels[from]
-		c.mu.Unlock()
-		return c.held(ctx, channel, q)
-	}
-	defer c.mu.Unlock()
-	n := c.nodes[to]
-	if n == nil {
-		return cseFail(4004, "nothing there")
-	}
-	fc, _ := q["fc"].(cseMap)
-	if cseInt(fc["fu"]) == 1 {
-		list := []string{}
-		for path, child := range c.nodes {
-			if strings.HasPrefix(path, n.path+"/") && slices.Contains(cseInts(fc["ty"]), child.ty) {
-				list = append(list, path)
-			}
-		}
-		slices.Sort(list)
-		return cseMap{"rsc": 2000, "pc": cseMap{"m2m:uril": list}}
-	}
-	a := maps.Clone(n.a)
-	if cseInt(q["rcn"]) == 4 {
-		for _, child := range n.children {
-			if types := cseInts(fc["ty"]); len(types) > 0 && !slices.Contains(types, child.ty) {
-				continue
-			}
-			if after, ok := fc["cra"].(string); ok && child.a["ct"].(string) <= after {
-				continue
-			}
-			root := cseRoots[child.ty]
-			list, _ := a[root].([]any)
-			a[root] = append(list, maps.Clone(child.a))
-		}
-	}
-	return cseMap{"rsc": 2000, "pc": cseMap{cseRoots[n.ty]: a}}
-}
-
-// decodeCSE reads JSON as the CSE holds it.
-func decodeCSE(data []byte) (cseMap, bool) {
-	var m cseMap
-	return m, json.Unmarshal(data, &m) == nil
 }

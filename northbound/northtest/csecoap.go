@@ -2,6 +2,7 @@ package northtest
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"net"
@@ -19,8 +20,6 @@ import (
 	"github.com/plgd-dev/go-coap/v3/net/blockwise"
 	"github.com/plgd-dev/go-coap/v3/options"
 	"github.com/plgd-dev/go-coap/v3/udp/client"
-
-	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
 )
 
 // ServeCoAP adds the CoAP binding (TS-0008) over DTLS, and gives its URL. Clients show a certificate, or, where psk is not nil, a KpsaID with
@@ -37,7 +36,7 @@ func (c *CSE) ServeCoAP(psk func(id string) []byte) (url string) {
 		}))
 	} else {
 		security = append(security, piondtls.WithCipherSuites(piondtls.TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8),
-			piondtls.WithCertificates(c.CA.Certificate(c.t, broker.Subject{Name: "localhost", Hosts: Loopback})),
+			piondtls.WithCertificates(c.server().Certificates...),
 			piondtls.WithClientAuth(piondtls.RequireAndVerifyClientCert), piondtls.WithClientCAs(c.CA.Pool()))
 	}
 	l, err := coapnet.NewDTLSListener("udp4", "127.0.0.1:0", coapnet.NewDTLSServerOptions(security...))
@@ -76,6 +75,23 @@ func (c *CSE) ServeCoAP(psk func(id string) []byte) (url string) {
 	return "coaps://localhost:" + strconv.Itoa(l.Addr().(*net.UDPAddr).Port)
 }
 
+// badgeOf gives the common name or the KpsaID that a client has shown.
+func badgeOf(conn mux.Conn) string {
+	secured, ok := conn.NetConn().(*piondtls.Conn)
+	if !ok {
+		return ""
+	}
+	state, ok := secured.ConnectionState()
+	if !ok || len(state.PeerCertificates) == 0 {
+		return string(state.IdentityHint)
+	}
+	leaf, err := x509.ParseCertificate(state.PeerCertificates[0])
+	if err != nil {
+		return ""
+	}
+	return leaf.Subject.CommonName
+}
+
 func stopCoAP(s *server.Server, l *coapnet.DTLSListener) {
 	s.Stop()
 	l.Close()
@@ -83,9 +99,10 @@ func stopCoAP(s *server.Server, l *coapnet.DTLSListener) {
 
 // cseCodes is table 6.2.4-1 of TS-0008, as far as this CSE answers.
 var cseCodes = map[int]codes.Code{
-	2000: codes.Content, 2001: codes.Created, 2004: codes.Changed, 4000: codes.BadRequest, 4004: codes.NotFound, 4005: codes.MethodNotAllowed,
+	1001: codes.Created, 1002: codes.Created, 2000: codes.Content, 2001: codes.Created, 2004: codes.Changed, 4000: codes.BadRequest, 4004: codes.NotFound, 4005: codes.MethodNotAllowed,
 	4008: codes.GatewayTimeout, 4102: codes.BadRequest, 4103: codes.Forbidden, 4105: codes.Forbidden, 4106: codes.Forbidden,
-	4108: codes.Forbidden, 4117: codes.Forbidden, 5000: codes.InternalServerError, 5207: codes.NotAcceptable,
+	4108: codes.Forbidden, 4110: codes.BadRequest, 4117: codes.Forbidden, 5000: codes.InternalServerError, 5204: codes.InternalServerError,
+	5206: codes.NotImplemented, 5207: codes.NotAcceptable, 6010: codes.BadRequest,
 }
 
 // serveCoAP answers every request by a separate response (RFC 7252 section 5.2.2).
@@ -119,7 +136,11 @@ func (c *CSE) serveCoAP(w mux.ResponseWriter, r *mux.Message, drop func()) {
 			query[name] = append(query[name], value)
 		}
 	}
-	cseQuery(q, query)
+	targets, _ := r.Options().GetString(263)
+	if query["rt"] != nil && r.Code() != codes.POST { // TS-0008: whatever it asks for, it is a POST
+		delete(q, "op")
+	}
+	cseQuery(q, query, targets)
 	if format, err := r.ContentFormat(); err == nil && format == message.AppJSON {
 		if body, err := r.ReadBody(); err == nil {
 			if m, ok := decodeCSE(body); ok {
@@ -132,7 +153,7 @@ func (c *CSE) serveCoAP(w mux.ResponseWriter, r *mux.Message, drop func()) {
 		return
 	}
 	c.tasks.Go(func() {
-		answer, cut := c.handle(conn.Context(), q, "")
+		answer, cut := c.handle(conn.Context(), q, caller{badge: badgeOf(conn)})
 		if cut {
 			drop()
 			return

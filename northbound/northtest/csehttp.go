@@ -25,6 +25,37 @@ func (c *CSE) ServeHTTP() (url string) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	c.listenHTTP(l)
+	c.notifyHTTP()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return "https://localhost:" + port
+}
+
+// ServeHTTPAndMove is ServeHTTP at 127.0.0.1, under the first of Hosts, until move: then the CSE is at 127.0.0.2.
+func (c *CSE) ServeHTTPAndMove() (url string, move func()) {
+	c.t.Helper()
+	here, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(here.Addr().String())
+	there, err := net.Listen("tcp", "127.0.0.2:"+port)
+	if err != nil {
+		here.Close()
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { there.Close() })
+	stop := c.listenHTTP(here)
+	c.notifyHTTP()
+	return "https://" + c.Hosts[0] + ":" + port, func() {
+		stop()
+		c.listenHTTP(there)
+	}
+}
+
+// listenHTTP serves until the test ends or stop is called.
+func (c *CSE) listenHTTP(l net.Listener) (stop func()) {
+	c.t.Helper()
 	var mu sync.Mutex
 	conns := map[net.Conn]bool{}
 	server := &http.Server{
@@ -47,21 +78,27 @@ func (c *CSE) ServeHTTP() (url string) {
 			conn.(*tls.Conn).NetConn().Close()
 		}
 	})
+	security := c.server()
 	var served sync.WaitGroup
-	served.Go(func() { server.Serve(tls.NewListener(l, c.CA.Server(c.t))) })
+	served.Go(func() { server.Serve(tls.NewListener(l, security)) })
+	stop = func() {
+		server.Close()
+		served.Wait()
+	}
+	c.t.Cleanup(stop)
+	return stop
+}
+
+// notifyHTTP lets the CSE notify AEs by HTTP.
+func (c *CSE) notifyHTTP() {
+	c.t.Helper()
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{
 		RootCAs: c.CA.Pool(), Certificates: []tls.Certificate{c.CA.Certificate(c.t, broker.Subject{Name: "cse"})},
 	}}}
 	c.reach["http"] = func(ctx context.Context, poa, _ string, q cseMap) (cseMap, error) {
 		return cseNotify(ctx, client, poa, q)
 	}
-	c.t.Cleanup(func() {
-		server.Close()
-		served.Wait()
-		client.CloseIdleConnections()
-	})
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return "https://localhost:" + port
+	c.t.Cleanup(client.CloseIdleConnections)
 }
 
 // cseNotify sends a notification to an AE's HTTP server.
@@ -90,8 +127,8 @@ func cseNotify(ctx context.Context, client *http.Client, poa string, q cseMap) (
 
 // cseStatuses is table 6.3.2-1 of TS-0009, as far as this CSE answers.
 var cseStatuses = map[int]int{
-	2000: 200, 2001: 201, 2004: 200, 4000: 400, 4004: 404, 4005: 405, 4008: 504, 4102: 400, 4103: 403, 4105: 409, 4106: 403, 4108: 403,
-	4117: 403, 5000: 500, 5207: 406,
+	1001: 202, 1002: 202, 2000: 200, 2001: 201, 2004: 200, 4000: 400, 4004: 404, 4005: 405, 4008: 504, 4102: 400, 4103: 403, 4105: 409, 4106: 403, 4108: 403,
+	4110: 400, 4117: 403, 5000: 500, 5204: 500, 5206: 501, 5207: 406, 6010: 400,
 }
 
 func (c *CSE) serveHTTP(w http.ResponseWriter, r *http.Request) {
@@ -122,7 +159,7 @@ func (c *CSE) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if et := r.Header.Get("X-M2M-RET"); et != "" {
 		q["rqet"] = et
 	}
-	cseQuery(q, r.URL.Query())
+	cseQuery(q, r.URL.Query(), r.Header.Get("X-M2M-RTU"))
 	authorization := r.Header.Get("Authorization")
 	if authorization != "" && !strings.HasPrefix(authorization, "Bearer ") {
 		list := []any{}
@@ -138,7 +175,7 @@ func (c *CSE) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "upstream", status)
 		return
 	}
-	answer, cut := c.handle(r.Context(), q, authorization)
+	answer, cut := c.handle(r.Context(), q, caller{authorization, r.TLS.PeerCertificates[0].Subject.CommonName})
 	if cut {
 		panic(http.ErrAbortHandler)
 	}
@@ -161,12 +198,19 @@ func (c *CSE) serveHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // cseQuery reads what HTTP and CoAP carry in the query.
-func cseQuery(q cseMap, query map[string][]string) {
+func cseQuery(q cseMap, query map[string][]string, targets string) {
 	fc := cseMap{}
 	for name, values := range query {
 		switch name {
-		case "rcn", "drt":
+		case "rcn", "drt", "op":
 			q[name], _ = strconv.Atoi(values[0])
+		case "rt":
+			n, _ := strconv.Atoi(values[0])
+			rt := cseMap{"rtv": n}
+			if targets != "" {
+				rt["nu"] = strings.Split(targets, "&")
+			}
+			q[name] = rt
 		case "fu":
 			fc[name], _ = strconv.Atoi(values[0])
 		case "ty":

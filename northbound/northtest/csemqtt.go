@@ -14,12 +14,18 @@ import (
 // ServeMQTT adds the MQTT binding (TS-0010) with a broker of its own, over TLS with client certificates, and gives its URL.
 func (c *CSE) ServeMQTT() (url string) {
 	c.t.Helper()
+	var mu sync.Mutex
+	asked := map[string]chan cseMap{} // notifications by request id
+	badges := map[string]string{}     // common names by client id
 	b := NewBroker(c.t, broker.Options{
 		Admit: func(l *broker.Login) broker.Answer {
 			guest := strings.HasSuffix(l.ClientID, "-doctor") // for a look: no session is to remain
 			if l.Version != 4 || l.Clean != guest || !strings.HasPrefix(l.ClientID, "A::") {
 				return broker.Answer{Code: 0x87}
 			}
+			mu.Lock()
+			defer mu.Unlock()
+			badges[l.ClientID] = l.TLS.PeerCertificates[0].Subject.CommonName
 			return broker.Answer{}
 		},
 		Published: func(_ string, m broker.Message) broker.Verdict {
@@ -30,14 +36,16 @@ func (c *CSE) ServeMQTT() (url string) {
 		},
 	})
 	c.CA = b.CA
+	b.Listen(c.t, c.server())
 	drop := func() { b.Broker.Drop("") }
 	c.drop = append(c.drop, drop)
-	var mu sync.Mutex
-	asked := map[string]chan cseMap{} // notifications by request id
 	for _, kind := range []string{"req", "reg_req"} {
 		stop := b.Watch("/oneM2M/"+kind+"/+/id-in/#", func(m broker.Message) {
 			if m.From != "" && c.ctx.Err() == nil {
-				c.tasks.Go(func() { c.serveMQTT(b, m, kind, drop) })
+				mu.Lock()
+				from := caller{badge: badges[m.From]}
+				mu.Unlock()
+				c.tasks.Go(func() { c.serveMQTT(b, m, kind, from, drop) })
 			}
 		})
 		c.t.Cleanup(stop)
@@ -71,7 +79,7 @@ func (c *CSE) ServeMQTT() (url string) {
 }
 
 // serveMQTT answers one request.
-func (c *CSE) serveMQTT(b *Broker, m broker.Message, kind string, drop func()) {
+func (c *CSE) serveMQTT(b *Broker, m broker.Message, kind string, badge caller, drop func()) {
 	levels := strings.Split(m.Topic, "/")
 	q, ok := decodeCSE(m.Payload)
 	from, _ := q["fr"].(string)
@@ -88,7 +96,7 @@ func (c *CSE) serveMQTT(b *Broker, m broker.Message, kind string, drop func()) {
 		r = cseFail(4000, "originator in the topic %q", levels[3])
 		r["rqi"] = q["rqi"]
 	default:
-		r, cut = c.handle(c.ctx, q, "")
+		r, cut = c.handle(c.ctx, q, badge)
 	}
 	if cut {
 		drop()

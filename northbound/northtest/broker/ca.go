@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/url"
 	"time"
 )
 
@@ -23,8 +24,9 @@ type CA struct {
 
 // Subject says what a certificate is for.
 type Subject struct {
-	Name  string    // common name
-	Hosts []string  // names and addresses of a server; empty: a client
+	Name  string   // common name
+	Hosts []string // names and addresses of a server; empty: a client
+	URIs  []*url.URL
 	From  time.Time // zero: an hour ago
 	Until time.Time // zero: tomorrow
 }
@@ -61,7 +63,7 @@ func (a *CA) Sign(pub crypto.PublicKey, s Subject) ([]byte, error) {
 	t := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: s.Name},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		URIs: s.URIs, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
 	if !s.From.IsZero() {
 		t.NotBefore = s.From
