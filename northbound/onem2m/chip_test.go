@@ -33,7 +33,7 @@ func uri(t *testing.T, text string) hwcrypto.URI {
 	return u
 }
 
-func TestTheSecurityAssociationWithKeysInAChip(t *testing.T) {
+func TestConnectorWithKeysInAChip(t *testing.T) {
 	for name, chip := range map[string]func(t *testing.T) (provider, func(string) string){
 		"SoftHSM2": func(t *testing.T) (provider, func(string) string) {
 			p := pkcs11.New(context.WithoutCancel(t.Context()), pkcs11.Options{})
@@ -72,19 +72,17 @@ func TestTheSecurityAssociationWithKeysInAChip(t *testing.T) {
 				},
 			} {
 				t.Run(binding, func(t *testing.T) {
-					c := northtest.NewCSE(t)
-					url := serve(c)
-					conn, _ := connector(t, c, url, func(e *northbound.Env, cfg *onem2m.Config) {
-						e.Keys = ringOf(t, c, key, ke)
-						if binding == "CoAP, by the enrolment key" {
-							cfg.Key, cfg.EnrolmentKey, cfg.PSKID = "", "enrolment", "gw1@plant7.example"
-						}
+					northtest.TestConnector(t, func(t *testing.T) northtest.Setup {
+						c := northtest.NewCSE(t)
+						url := serve(c)
+						conn, _ := connector(t, c, url, func(e *northbound.Env, cfg *onem2m.Config) {
+							e.Keys, cfg.MBS = ringOf(t, c, key, ke), 1000
+							if binding == "CoAP, by the enrolment key" {
+								cfg.Key, cfg.EnrolmentKey, cfg.PSKID = "", "enrolment", "gw1@plant7.example"
+							}
+						})
+						return setup(c, conn, binding == "HTTP")
 					})
-					d := &northtest.Downlink{Filters: []string{"cmd/+/set"}}
-					errs, ended := outcome(t, dial(t, conn, d), publications("a", 3))
-					clean(t, errs, ended)
-					c.Put("gw1/cmd/th-17/set", map[string]any{"con": "21"})
-					northtest.Await(t, "the command", func() bool { return len(d.Got()) == 1 })
 				})
 			}
 		})

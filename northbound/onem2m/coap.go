@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,12 +26,13 @@ import (
 
 // Options of the binding (TS-0008 table 6.2.2.4.0-1).
 const (
-	optTY   message.OptionID = 267
-	optRVI  message.OptionID = 271
-	optFR   message.OptionID = 279
-	optRQI  message.OptionID = 283
-	optRQET message.OptionID = 291
-	optRSC  message.OptionID = 307
+	optRTURI message.OptionID = 263
+	optTY    message.OptionID = 267
+	optRVI   message.OptionID = 271
+	optFR    message.OptionID = 279
+	optRQI   message.OptionID = 283
+	optRQET  message.OptionID = 291
+	optRSC   message.OptionID = 307
 )
 
 var coapMethods = map[number]codes.Code{
@@ -53,9 +55,9 @@ type overCoAP struct {
 	conn *client.Conn
 }
 
-func (s *session) dialCoAP(ctx context.Context) (wire, error) {
+func (s *session) dialCoAP(ctx context.Context, b badge) (wire, error) {
 	c := s.c
-	security, err := c.dtls(ctx)
+	security, err := c.dtls(ctx, b)
 	if err != nil {
 		return nil, err
 	}
@@ -96,18 +98,18 @@ type connected struct{ *net.UDPConn }
 func (c connected) WriteTo(b []byte, _ net.Addr) (int, error) { return c.Write(b) }
 
 // dtls makes the security association of TS-0003 clause 8.2: by a pre-shared key or by certificates.
-func (c *Connector) dtls(ctx context.Context) ([]piondtls.ClientOption, error) {
-	if c.cfg.PSKID != "" {
-		key, err := c.kpsa(ctx)
+func (c *Connector) dtls(ctx context.Context, b badge) ([]piondtls.ClientOption, error) {
+	if b.pskID != "" {
+		key, err := c.kpsa(ctx, b)
 		if err != nil {
 			return nil, err
 		}
 		return []piondtls.ClientOption{
-			piondtls.WithPSK(func([]byte) ([]byte, error) { return key, nil }), piondtls.WithPSKIdentityHint([]byte(c.cfg.PSKID)),
+			piondtls.WithPSK(func([]byte) ([]byte, error) { return key, nil }), piondtls.WithPSKIdentityHint([]byte(b.pskID)),
 			piondtls.WithCipherSuites(piondtls.TLS_PSK_WITH_AES_128_CCM_8),
 		}, nil
 	}
-	t, err := c.tls(ctx)
+	t, err := c.tls(ctx, b)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +120,9 @@ func (c *Connector) dtls(ctx context.Context) ([]piondtls.ClientOption, error) {
 	if t.RootCAs != nil {
 		o = append(o, piondtls.WithRootCAs(t.RootCAs))
 	}
+	if t.VerifyPeerCertificate != nil {
+		o = append(o, piondtls.WithVerifyPeerCertificate(t.VerifyPeerCertificate))
+	}
 	if len(t.Certificates) > 0 {
 		o = append(o, piondtls.WithGetClientCertificate(func(*piondtls.CertificateRequestInfo) (*tls.Certificate, error) { return &t.Certificates[0], nil }))
 	}
@@ -125,15 +130,15 @@ func (c *Connector) dtls(ctx context.Context) ([]piondtls.ClientOption, error) {
 }
 
 // kpsa gives the pre-shared key: the one that is named, or the one that is derived from the enrolment key.
-func (c *Connector) kpsa(ctx context.Context) ([]byte, error) {
-	if c.cfg.EnrolmentKey != "" {
+func (c *Connector) kpsa(ctx context.Context, b badge) ([]byte, error) {
+	if b.psk == "" {
 		ke, err := c.env.Keys.MAC(ctx, c.cfg.EnrolmentKey)
 		if err != nil {
 			return nil, fmt.Errorf("enrolment_key: %w", err)
 		}
 		return Kpsa(ctx, ke, c.csi)
 	}
-	secret, err := c.env.Keys.Secret(ctx, string(c.cfg.PSK))
+	secret, err := c.env.Keys.Secret(ctx, string(b.psk))
 	if err != nil {
 		return nil, fmt.Errorf("psk: %w", err)
 	}
@@ -198,6 +203,13 @@ func (w *overCoAP) ask(ctx context.Context, q *request) (*response, error) {
 	}
 	if q.Op == opCreate {
 		m.SetOptionUint32(optTY, uint32(q.Type))
+	}
+	if q.Response != nil { // such a request is a POST that says in its query what it asks for
+		m.SetCode(codes.POST)
+		m.AddQuery("op=" + strconv.Itoa(int(q.Op)))
+		if len(q.Response.To) > 0 {
+			m.SetOptionString(optRTURI, strings.Join(q.Response.To, "&"))
+		}
 	}
 	m.SetAccept(message.AppJSON)
 	if q.Content != nil {

@@ -27,9 +27,43 @@ func TestExampleIsRight(t *testing.T) {
 	}
 }
 
+func TestAFileWithEverything(t *testing.T) {
+	c, err := parse(t, `[connector.m2m]
+type = "onem2m"
+url = "coaps://cse.example"
+cse = "/id-in/cse-in"
+key = "identity"
+sp = "plant7.example"
+ae_per_device = true
+device_psk = "sealed:ae/{device}.psk"
+device_psk_id = "{device}@plant7.example"
+groups = ["meter"]
+mni = 10
+mbs = "64KiB"
+mia = "24h"
+response = "synch"
+notify = "http"
+listen = ":8443"
+poa = "https://gw.plant7.example:8443"
+[[connector.m2m.flex]]
+topic = "dt/+/light"
+type = "cod:color"
+cnd = "org.onem2m.common.moduleclass.colour"
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Flex) != 1 || c.Flex[0].Type != "cod:color" || c.MBS != 64<<10 || c.Response != "synch" {
+		t.Errorf("%+v", c)
+	}
+}
+
 func TestMistakesInTheFile(t *testing.T) {
 	const url = "url = \"https://cse.example\"\n"
 	const good = url + "cse = \"/id-in/cse-in\"\nkey = \"identity\"\n"
+	const per = good + "ae_per_device = true\n"
+	const psk = "device_psk = \"file:{device}\"\ndevice_psk_id = \"{device}@b.example\""
+	const flex = "[[connector.m2m.flex]]\n"
 	const coap = "url = \"coaps://cse.example\"\ncse = \"/id-in\"\n"
 	for lines, want := range map[string]string{
 		"url = \"http://cse.example\"\ncse = \"/id-in\"":           `url: http:// is only allowed on loopback`,
@@ -57,7 +91,21 @@ func TestMistakesInTheFile(t *testing.T) {
 		good + "lifetime = \"10s\"":                                              `lifetime: at least "1m"`,
 		good + "mni = -1":                                                        `mni: it cannot be negative`,
 		good + "mia = \"10ms\"":                                                  `mia: at least "1s"`,
-		good + "parallel = 0":                                                    `parallel: from 1 to 4096`,
+		good + "sp = \"a/b\"":                                                    `sp: "a/b" is not an M2M-SP-ID`,
+		good + "device_key = \"ae-{device}\"":                                    `device_key: it goes with ae_per_device = true`,
+		good + "groups = [\"meter\"]":                                            `groups: it goes with ae_per_device = true`,
+		per + "device_key = \"identity\"":                                        `device_key: "identity" is the same for each device`,
+		per + "groups = [\"a b\"]":                                               `groups: "a b" cannot be the name of a resource`,
+		per + "device_psk_id = \"{device}@b.example\"":                           `device_psk, device_psk_id: they go together`,
+		"url = \"coaps://cse.example\"\ncse = \"/id-in\"\nkey = \"identity\"\nae_per_device = true\ndevice_psk = \"{device}\"\ndevice_psk_id = \"{device}@b.example\"": `device_psk: it does not name a secret`,
+		per + psk: `device_psk_id: only coaps:// knows pre-shared keys`,
+		coap + "key = \"identity\"\nae_per_device = true\n" + psk + "\ndevice_key = \"a-{device}\"": `device_key: either a certificate or a pre-shared key`,
+		per + "notify = \"http\"\nlisten = \":8443\"\npoa = \"https://gw\"\nresponse = \"now\"":     `response: "now" is not one of`,
+		good + "ae_per_device = true\nresponse = \"asynch\"":                                        `response: "asynch" with ae_per_device needs notify`,
+		good + flex + "topic = \"a b\"\ntype = \"cod:x\"\ncnd = \"x\"":                              `flex: topic: "a b" is not a filter`,
+		good + flex + "topic = \"a\"\ntype = \"m2m:cnt\"\ncnd = \"x\"":                              `flex: type: "m2m:cnt" is not the short name of a specialisation`,
+		good + flex + "topic = \"a\"\ntype = \"cod:x\"":                                             `flex: cnd: the containerDefinition is missing`,
+		good + "parallel = 0": `parallel: from 1 to 4096`,
 	} {
 		t.Run(lines, func(t *testing.T) {
 			_, err := parse(t, "[connector.m2m]\ntype = \"onem2m\"\n"+lines+"\n")

@@ -2,7 +2,6 @@ package onem2m
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -71,27 +70,17 @@ type wire interface {
 	close()
 }
 
-// dialWire connects.
-func (s *session) dialWire(ctx context.Context) (wire, error) {
+// dialWire connects with a credential.
+func (s *session) dialWire(ctx context.Context, b badge) (wire, error) {
 	switch s.c.url.Scheme {
 	case "https", "http":
-		return s.c.dialHTTP(ctx)
+		return s.c.dialHTTP(ctx, b)
 	case "mqtts", "mqtt":
-		return s.dialMQTT(ctx)
+		return s.dialMQTT(ctx, b)
 	case "coaps":
-		return s.dialCoAP(ctx)
+		return s.dialCoAP(ctx, b)
 	}
 	return nil, msg.Permanent(fmt.Errorf("url: %q is no binding", s.c.url.Scheme))
-}
-
-// tls makes the configuration of a client for each session anew: certificates are renewed while the gateway runs.
-func (c *Connector) tls(ctx context.Context) (*tls.Config, error) {
-	t, err := mqtt.ClientTLS(ctx, c.env, string(c.cfg.CA), c.cfg.Key)
-	if err != nil {
-		return nil, err
-	}
-	t.ServerName = c.url.Hostname()
-	return t, nil
 }
 
 // ports are the schemes' own.
@@ -136,14 +125,12 @@ func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
 	s := newSession(ctx, c, nil)
 	defer s.Close()
 	var err error
-	if s.wire, err = s.dialWire(ctx); err != nil {
+	own, _ := c.badge(c.cfg.AE)
+	if s.wire, err = s.dialWire(ctx, own); err != nil {
 		timed("tls", "", err)
 		return
 	}
-	from := c.originator(c.cfg.AE)
-	if id := c.notes.id(c.cfg.AE); id != "" {
-		from = id
-	}
+	from := c.id(c.cfg.AE)
 	if err := s.wire.join(ctx, from); err != nil {
 		timed("log-in", "", err)
 		return

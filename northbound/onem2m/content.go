@@ -116,7 +116,7 @@ func segments(topic string) ([]string, error) {
 	names := strings.Split(topic, "/")
 	for _, n := range names {
 		switch {
-		case !nameForm.MatchString(n):
+		case !nameForm.MatchString(n) || n == "." || n == "..":
 			return nil, fmt.Errorf("topic %.200q: %.80q cannot be the name of a resource", topic, n)
 		case n == "la" || n == "ol" || n == "-" || n == "pcu" || n == "fopt":
 			return nil, fmt.Errorf("topic %.200q: %q is the name of a virtual resource", topic, n)

@@ -173,7 +173,9 @@ func TestCommandsComeOnceAndInOrderWhateverTheCSEDoes(t *testing.T) {
 		"numbers like 2.0":           {Floats: true},
 		"notifications without root": {BareSGN: true},
 		"repeated notifications":     {Repeat: true},
-		"verified subscriptions":     {Verify: true},
+		"overtaking notifications":   {Repeat: true, Reorder: true},
+		"verified subscriptions":     {Verify: time.Millisecond},
+		"late verification":          {Verify: 500 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
 			each(t, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {

@@ -81,7 +81,7 @@ func (w *follower) poke() {
 
 // listen opens the way for notifications and looks for the containers that routes wait for.
 func (s *session) listen(ctx context.Context) error {
-	if len(s.down.Topics()) == 0 {
+	if len(s.down.Topics()) == 0 && s.c.cfg.Response != "asynch" {
 		return nil
 	}
 	switch s.c.cfg.notify() {
@@ -194,6 +194,9 @@ func (s *session) await(ctx context.Context, ask func(chan error)) error {
 func (f *followers) look(ctx context.Context) error {
 	var denials []string
 	for _, e := range f.s.tree.all() {
+		if f.s.isHome(e) {
+			continue
+		}
 		for _, filter := range f.s.down.Topics() {
 			err := f.lookFor(ctx, e, filter)
 			r, answered := errors.AsType[*refusal](err)
@@ -372,7 +375,7 @@ func (f *followers) start(ctx context.Context, w *follower, filter string) error
 
 // subscribe makes the subscription to a container, or renews it.
 func (f *followers) subscribe(ctx context.Context, e *entity, address string, w *follower) error {
-	a := map[string]any{"et": f.s.end(), "nu": []string{f.s.c.target(e)}, "nct": 1, "enc": map[string]any{"net": []int{3}}}
+	a := map[string]any{"et": f.s.end(), "nu": []string{f.s.c.target(e.id)}, "nct": 1, "enc": map[string]any{"net": []int{3}}}
 	update := represent("m2m:sub", a)
 	a["rn"] = subscription
 	r, err := f.s.ask(ctx, &request{Op: opCreate, To: address, From: e.id, Type: tySUB, Content: represent("m2m:sub", a)})
@@ -395,11 +398,11 @@ func (f *followers) subscribe(ctx context.Context, e *entity, address string, w 
 }
 
 // target is where the CSE sends notifications for an AE: the SP-relative AE-ID.
-func (c *Connector) target(e *entity) string {
-	if strings.HasPrefix(e.id, "C") {
-		return c.csi + "/" + e.id
+func (c *Connector) target(id string) string {
+	if strings.HasPrefix(id, "C") {
+		return c.csi + "/" + id
 	}
-	return "/" + strings.TrimPrefix(e.id, "/")
+	return "/" + strings.TrimPrefix(id, "/")
 }
 
 // fetch gives the instances of a container that are not behind the cursor.
@@ -494,54 +497,4 @@ func (s *session) settle(w *follower) error {
 		}
 	}
 	return nil
-}
-
-// notified takes what the CSE sends of itself, and answers once the commands that it tells of are settled, or after settleWait.
-func (s *session) notified(ctx context.Context, q *request) *response {
-	answer := &response{RSC: rscOK, ID: q.ID, Release: s.c.cfg.Release, To: q.From, From: q.To}
-	if q.Op != opNotify {
-		answer.RSC = 4005 // OPERATION_NOT_ALLOWED
-		return answer
-	}
-	list, err := parseNotifications(q.Content)
-	if err != nil {
-		answer.RSC = 4000 // BAD_REQUEST
-		return answer
-	}
-	s.c.notified.Add(1)
-	for i := range list {
-		if err := s.note(ctx, &list[i]); err != nil {
-			answer.RSC = rscInternal
-		}
-	}
-	return answer
-}
-
-// note acts on one notification.
-func (s *session) note(ctx context.Context, n *notification) error {
-	if n.Verify {
-		return nil
-	}
-	f := &s.followers
-	f.mu.Lock()
-	w, known := f.subs[n.Sub]
-	f.mu.Unlock()
-	if n.Deleted {
-		f.mu.Lock()
-		delete(f.subs, n.Sub)
-		f.mu.Unlock()
-	}
-	if _, instance := n.Event.Rep["m2m:cin"]; w != nil && instance {
-		return s.await(ctx, w.ask)
-	}
-	if !known { // it may be of any container
-		f.mu.Lock()
-		for _, w := range f.list {
-			w.poke()
-		}
-		f.mu.Unlock()
-	} else if w != nil {
-		w.poke()
-	}
-	return s.await(ctx, f.ask)
 }

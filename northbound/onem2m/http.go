@@ -35,14 +35,14 @@ type overHTTP struct {
 	client    *http.Client
 }
 
-func (c *Connector) dialHTTP(ctx context.Context) (wire, error) {
+func (c *Connector) dialHTTP(ctx context.Context, b badge) (wire, error) {
 	t := &http.Transport{
 		MaxIdleConnsPerHost: c.cfg.Parallel + 1, MaxConnsPerHost: c.cfg.Parallel + 2, IdleConnTimeout: 90 * time.Second,
 		TLSHandshakeTimeout: 15 * time.Second, DisableCompression: true,
 	}
 	if c.url.Scheme == "https" {
 		var err error
-		if t.TLSClientConfig, err = c.tls(ctx); err != nil {
+		if t.TLSClientConfig, err = c.tls(ctx, b); err != nil {
 			return nil, err
 		}
 	}
@@ -81,6 +81,9 @@ func (q *request) query() url.Values {
 	if q.Names != 0 {
 		v.Set("drt", strconv.Itoa(q.Names))
 	}
+	if q.Response != nil {
+		v.Set("rt", strconv.Itoa(q.Response.Value))
+	}
 	if f := q.Filter; f != nil {
 		if f.Use != 0 {
 			v.Set("fu", strconv.Itoa(f.Use))
@@ -103,6 +106,9 @@ func (w *overHTTP) header(ctx context.Context, q *request) (http.Header, error) 
 	}
 	if q.Deadline != "" {
 		h["X-M2M-RET"] = []string{q.Deadline}
+	}
+	if q.Response != nil && len(q.Response.To) > 0 {
+		h["X-M2M-RTU"] = []string{strings.Join(q.Response.To, "&")}
 	}
 	if q.Content != nil {
 		h["Content-Type"] = []string{apiJSON}
@@ -182,7 +188,8 @@ func (s *session) serve(ctx context.Context) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	if strings.HasPrefix(s.c.cfg.POA, "https:") {
-		t, err := s.c.tls(ctx)
+		b, _ := s.c.badge(s.c.cfg.AE)
+		t, err := s.c.tls(ctx, b)
 		if err != nil {
 			l.Close()
 			return err

@@ -27,12 +27,12 @@ type overMQTT struct {
 // unsendable is the error of a request that the wire cannot carry: of that request alone.
 type unsendable struct{ error }
 
-func (s *session) dialMQTT(ctx context.Context) (wire, error) {
+func (s *session) dialMQTT(ctx context.Context, b badge) (wire, error) {
 	c := s.c
 	a := mqtt.Address{URL: c.url}
 	if c.url.Scheme == "mqtts" {
 		var err error
-		if a.TLS, err = c.tls(ctx); err != nil {
+		if a.TLS, err = c.tls(ctx, b); err != nil {
 			return nil, err
 		}
 	}
@@ -53,12 +53,8 @@ func (s *session) dialMQTT(ctx context.Context) (wire, error) {
 			w.respond(s.ctx, q, s.notified(s.ctx, q))
 		})
 	}
-	id := c.notes.id(c.cfg.AE)
-	if id == "" {
-		id = c.originator(c.cfg.AE)
-	}
 	o := mqtt.Options{
-		Version: mqtt.V311, ClientID: "A::" + id, SessionExpiry: 24 * time.Hour, Window: 2 * c.cfg.Parallel, Now: c.env.Now, Receive: w.receive,
+		Version: mqtt.V311, ClientID: "A::" + c.id(b.ae), SessionExpiry: 24 * time.Hour, Window: 2 * c.cfg.Parallel, Now: c.env.Now, Receive: w.receive,
 	}
 	if s.down == nil { // doctor: a gateway that runs keeps its session, and its notifications
 		o.ClientID, o.SessionExpiry = o.ClientID+"-doctor", 0

@@ -9,7 +9,8 @@
 //     away. Notifications only say where to look: repeated, reordered and lost ones do no harm;
 //   - after Close no goroutine of the session is left.
 //
-// Content is a string: JSON and text as they are, anything else in base64, as contentInfo says. It holds no queue and dials once.
+// Content is a string: JSON and text as they are, anything else in base64, as contentInfo says. Topics that the file says become flexContainers
+// instead, whose custom attributes are the members of a JSON object. It holds no queue and dials once.
 // TLS with pre-shared keys over TCP and the remote provisioning of keys (MEF, MAF) are not spoken; keys derived from an
 // enrolment key by others fit, see Kpsa.
 package onem2m
@@ -40,11 +41,20 @@ type Config struct {
 	// EnrolmentKey is, instead of PSK, the [key.NAME] that holds Ke: Kpsa is derived from it in the chip.
 	EnrolmentKey string `toml:"enrolment_key"`
 
-	AE       string          `toml:"ae"`    // resource name; empty: the gateway's id
-	AEID     string          `toml:"ae_id"` // originator of the registration; empty: "C" and the resource name
-	AppID    string          `toml:"app_id"`
-	Release  string          `toml:"release"`       // rvi
-	PerDev   bool            `toml:"ae_per_device"` // an AE for each device, named like it
+	// SP is the M2M-SP-ID. With it certificates are held to TS-0003: ours names the AE-ID, the CSE's the CSE-ID.
+	SP string `toml:"sp"`
+
+	AE      string `toml:"ae"`    // resource name; empty: the gateway's id
+	AEID    string `toml:"ae_id"` // originator of the registration; empty: "C" and the resource name
+	AppID   string `toml:"app_id"`
+	Release string `toml:"release"`       // rvi
+	PerDev  bool   `toml:"ae_per_device"` // an AE for each device, named like it
+	// The credential of each device's AE, with "{device}" for its name; empty: all share the gateway's.
+	DeviceKey   string `toml:"device_key"`
+	DevicePSK   string `toml:"device_psk"` // as psk
+	DevicePSKID string `toml:"device_psk_id"`
+
+	Groups   []string        `toml:"groups"` // device groups that become oneM2M groups of AEs
 	Labels   []string        `toml:"labels"`
 	Allow    []string        `toml:"allow"` // AE-IDs that may read and command; empty: as the CSE has it
 	Lifetime config.Duration `toml:"lifetime"`
@@ -52,6 +62,9 @@ type Config struct {
 	MNI int             `toml:"mni"` // maxNrOfInstances of containers; 0: as the CSE has it
 	MBS config.Size     `toml:"mbs"` // maxByteSize
 	MIA config.Duration `toml:"mia"` // maxInstanceAge
+
+	Flex     []*Flex `toml:"flex"`
+	Response string  `toml:"response"` // to reports: "blocking", or "synch" and "asynch" for non-blocking requests
 
 	Notify   string `toml:"notify"` // "poll", "http", "mqtt"; empty: "mqtt" over MQTT, else "poll"
 	Listen   string `toml:"listen"` // notify = "http": where notifications are taken
@@ -74,17 +87,28 @@ key  = "identity"                  # certificate for the security association
 #ae_id    = ""                     # originator; "C" and the name where empty
 #app_id   = "Ndrawbridge"
 #release  = "3"
+#sp       = ""                     # M2M-SP-ID: certificates then name the AE-ID and the CSE-ID (TS-0003)
 #ae_per_device = false             # an AE for each device; topics of downlinks then begin with the device's name
+#device_key    = ""                # [key.NAME] of each AE, such as "ae-{device}"; the gateway's own where empty
+#device_psk    = ""                # instead, for coaps://: such as "sealed:ae/{device}.psk"
+#device_psk_id = ""                # "{device}@FQDN"
+#groups   = []                     # device groups that become oneM2M groups; with ae_per_device
 #labels   = []
 #allow    = []                     # AE-IDs that may read and command
 #lifetime = "168h"                 # of the registration; renewed in time
 #mni      = 0                      # of containers made: instances,
 #mbs      = "0"                    # octets
 #mia      = "0s"                   # and age
+#response = "blocking"             # or "synch", "asynch": reports are non-blocking requests
 #notify   = ""                     # "poll", "http" or "mqtt"
 #listen   = ""                     # for notify = "http"
 #poa      = ""                     # the URL of that, as the CSE sees it
 #parallel = 64                     # requests in flight
+
+#[[connector.m2m.flex]]            # topics whose JSON objects become the attributes of a flexContainer
+#topic = "dt/+/light"
+#type  = "cod:color"               # its short name
+#cnd   = "org.onem2m.common.moduleclass.colour"
 `
 
 // Kind is the entry of kinds.go.
@@ -96,6 +120,7 @@ func Kind() northbound.Kind {
 		Config: func() any {
 			return &Config{
 				TokenAs: "bearer", AppID: "Ndrawbridge", Release: "3", Lifetime: config.Duration(168 * time.Hour), Parallel: 64,
+				Response: "blocking",
 			}
 		},
 		Open: open,
@@ -103,9 +128,11 @@ func Kind() northbound.Kind {
 }
 
 var (
-	cseForm  = regexp.MustCompile(`^/[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)?$`)
-	nameForm = regexp.MustCompile(`^[A-Za-z0-9._~-]+$`)
-	idForm   = regexp.MustCompile(`^[CS][A-Za-z0-9._~-]*$`)
+	cseForm    = regexp.MustCompile(`^/[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)?$`)
+	nameForm   = regexp.MustCompile(`^[A-Za-z0-9._~-]+$`)
+	secretForm = regexp.MustCompile(`^(file|credential|sealed):.`)
+	fqdnForm   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
+	idForm     = regexp.MustCompile(`^[CS][A-Za-z0-9._~-]*$`)
 )
 
 // Check is config.Checker's.
@@ -125,6 +152,9 @@ func (c *Config) Check(s *config.Scope) {
 		s.Errorf("cse", "cse: %q is not the CSE-ID and the name of a CSEBase", c.CSE).Hint = "such as \"/in-cse/cse-in\""
 	}
 	c.checkIdentity(s, scheme)
+	c.checkDevices(s, scheme)
+	c.checkFlex(s)
+	s.OneOf("response", c.Response, "blocking", "synch", "asynch")
 	c.checkNotify(s, scheme)
 	if d := time.Duration(c.Lifetime); d < time.Minute {
 		s.Errorf("lifetime", "lifetime: at least \"1m\"")
@@ -168,6 +198,9 @@ func (c *Config) checkIdentity(s *config.Scope, scheme string) {
 	case c.Key != "":
 		s.Errorf("key", "key: either a certificate or a pre-shared key")
 	}
+	if c.SP != "" && !fqdnForm.MatchString(c.SP) {
+		s.Errorf("sp", "sp: %q is not an M2M-SP-ID", c.SP).Hint = "a domain name, without slashes"
+	}
 	if c.AE != "" && !nameForm.MatchString(c.AE) {
 		s.Errorf("ae", "ae: %q is not the name of a resource", c.AE)
 	}
@@ -183,6 +216,38 @@ func (c *Config) checkIdentity(s *config.Scope, scheme string) {
 	s.OneOf("release", c.Release, "2a", "3", "4", "5")
 }
 
+// checkDevices looks at what goes with an AE for each device.
+func (c *Config) checkDevices(s *config.Scope, scheme string) {
+	for key, value := range map[string]string{
+		"device_key": c.DeviceKey, "device_psk": c.DevicePSK, "device_psk_id": c.DevicePSKID, "groups": strings.Join(c.Groups, ","),
+	} {
+		if value != "" && !c.PerDev {
+			s.Errorf(key, "%s: it goes with ae_per_device = true", key)
+		}
+		if value != "" && key != "groups" && !strings.Contains(value, device) {
+			s.Errorf(key, "%s: %q is the same for each device", key, value).Hint = "write " + device + " where its name belongs"
+		}
+	}
+	for _, g := range c.Groups {
+		if !nameForm.MatchString(g) {
+			s.Errorf("groups", "groups: %q cannot be the name of a resource", g)
+		}
+	}
+	switch {
+	case (c.DevicePSK == "") != (c.DevicePSKID == ""):
+		s.Errorf("device_psk_id", "device_psk, device_psk_id: they go together")
+	case c.DevicePSKID == "":
+	case !secretForm.MatchString(c.DevicePSK):
+		s.Errorf("device_psk", "device_psk: it does not name a secret").Hint = "such as \"sealed:ae/{device}.psk\""
+	case c.DeviceKey != "":
+		s.Errorf("device_key", "device_key: either a certificate or a pre-shared key")
+	case scheme != "coaps":
+		s.Errorf("device_psk_id", "device_psk_id: only coaps:// knows pre-shared keys")
+	case !validKeyID(strings.ReplaceAll(c.DevicePSKID, device, "d")):
+		s.Errorf("device_psk_id", "device_psk_id: %q makes no KpsaID", c.DevicePSKID).Hint = "such as \"{device}@plant7.example\""
+	}
+}
+
 func (c *Config) checkNotify(s *config.Scope, scheme string) {
 	if c.Notify != "" && !s.OneOf("notify", c.Notify, "poll", "http", "mqtt") {
 		return
@@ -193,6 +258,9 @@ func (c *Config) checkNotify(s *config.Scope, scheme string) {
 	}
 	if c.Notify == "poll" && c.PerDev {
 		s.Errorf("notify", "notify: each AE would need a polling channel of its own; use \"http\", or \"mqtt\" over MQTT")
+	}
+	if c.Response == "asynch" && c.PerDev && c.notify() == "poll" {
+		s.Errorf("response", "response: \"asynch\" with ae_per_device needs notify = \"http\", or \"mqtt\" over MQTT")
 	}
 	if c.Notify != "http" {
 		if c.Listen != "" || c.POA != "" {

@@ -67,6 +67,13 @@ func byHTTP(t testing.TB, cfg *onem2m.Config) {
 	cfg.POA = "https://" + strings.Replace(cfg.Listen, "127.0.0.1", "localhost", 1)
 }
 
+// setup is what the suite needs to know of a CSE with containers of 1000 octets.
+func setup(c *northtest.CSE, conn northbound.Connector, mends bool) northtest.Setup {
+	return northtest.Setup{
+		Connector: conn, Cloud: c.Cloud("gw1/cmd/gw1/x"), Topic: "dt/gw1/x", Filter: "cmd/gw1/#", TooLarge: 1001, Mends: mends, PerDevice: true,
+	}
+}
+
 func TestConnector(t *testing.T) {
 	for name, b := range bindings {
 		t.Run(name, func(t *testing.T) {
@@ -79,10 +86,7 @@ func TestConnector(t *testing.T) {
 						b.change(t, cfg)
 					}
 				})
-				return northtest.Setup{
-					Connector: conn, Cloud: c.Cloud("gw1/cmd/gw1/x"), Topic: "dt/gw1/x", Filter: "cmd/gw1/#", TooLarge: 1001,
-					Mends: b.mends, PerDevice: true,
-				}
+				return setup(c, conn, b.mends)
 			})
 		})
 	}

@@ -22,12 +22,14 @@ const (
 
 // Types of resources.
 const (
-	tyACP = 1
-	tyAE  = 2
-	tyCNT = 3
-	tyCIN = 4
-	tyPCH = 15
-	tySUB = 23
+	tyACP  = 1
+	tyAE   = 2
+	tyCNT  = 3
+	tyCIN  = 4
+	tyGRP  = 9
+	tyPCH  = 15
+	tySUB  = 23
+	tyFCNT = 28
 )
 
 // request is a request primitive in short names (TS-0004 clause 8.2.2).
@@ -44,6 +46,13 @@ type request struct {
 	Names    int             `json:"drt,omitempty"`  // 1: discovery gives structured addresses
 	Deadline string          `json:"rqet,omitempty"` // requestExpirationTimestamp
 	Tokens   []string        `json:"tkns,omitempty"`
+	Response *responseType   `json:"rt,omitempty"`
+}
+
+// responseType says how a request is answered; absent: with its result.
+type responseType struct {
+	Value int      `json:"rtv"`
+	To    []string `json:"nu,omitempty"` // where the result is sent
 }
 
 // filter is the filterCriteria of a request.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,7 +24,11 @@ const (
 type session struct {
 	c    *Connector
 	down northbound.Downlink // nil: doctor only looks whether the CSE answers
-	wire wire
+	wire wire                // of the gateway itself
+
+	routes       sync.Mutex
+	byName       map[string]wire // guarded by routes: of AEs with a credential of their own
+	byOriginator map[string]wire // guarded by routes
 
 	ctx    context.Context // ends with the cause for which the session does
 	cancel context.CancelCauseFunc
@@ -30,6 +36,8 @@ type session struct {
 
 	tree      tree
 	followers followers
+	groups    groups
+	results   results
 	polls     bool // a polling channel is open; set before keep starts
 
 	lanes  *lanes.Lanes
@@ -44,6 +52,8 @@ func newSession(ctx context.Context, c *Connector, down northbound.Downlink) *se
 		Parallel: c.cfg.Parallel, Batch: 1, Lane: func(p *msg.Publication) string { return p.Device }, Check: c.fits,
 		Post: func(batch []*msg.Publication) []error { return []error{s.post(s.ctx, batch[0])} },
 	})
+	s.byName, s.byOriginator = map[string]wire{}, map[string]wire{}
+	s.groups.kept, s.results.waiting = map[string]bool{}, map[string]chan *response{}
 	s.tree.init()
 	s.followers.init(s)
 	return s
@@ -51,7 +61,8 @@ func newSession(ctx context.Context, c *Connector, down northbound.Downlink) *se
 
 // begin connects, registers and follows the containers that routes wait for.
 func (s *session) begin(ctx context.Context) (err error) {
-	if s.wire, err = s.dialWire(ctx); err != nil {
+	own, _ := s.c.badge(s.c.cfg.AE)
+	if s.wire, err = s.dialWire(ctx, own); err != nil {
 		return err
 	}
 	names := []string{s.c.cfg.AE}
@@ -59,9 +70,15 @@ func (s *session) begin(ctx context.Context) (err error) {
 		names = s.c.notes.names()
 	}
 	for _, name := range names {
-		if _, err := s.entity(ctx, name); err != nil {
+		_, err := s.entity(ctx, name)
+		if _, one := errors.AsType[ofOne](err); one {
+			s.c.env.Log.Warn("a device has no AE", "device", name, "error", err)
+		} else if err != nil {
 			return err
 		}
+	}
+	if err := s.gather(ctx); err != nil {
+		return err
 	}
 	if err := s.listen(ctx); err != nil {
 		return err
@@ -100,13 +117,8 @@ func (s *session) post(ctx context.Context, p *msg.Publication) error {
 	if err != nil {
 		return s.judge(err)
 	}
-	nothing := 0
 	for again := false; ; again = true {
-		to, err := s.container(ctx, ae, p.Topic)
-		if err != nil {
-			return s.judge(err)
-		}
-		_, err = s.ask(ctx, &request{Op: opCreate, To: to, From: ae.id, Type: tyCIN, Content: instance(p), Result: &nothing})
+		to, err := s.put(ctx, ae, p)
 		if err == nil {
 			return nil
 		}
@@ -124,13 +136,34 @@ func (s *session) post(ctx context.Context, p *msg.Publication) error {
 	}
 }
 
+// put brings a publication to where its topic says, and gives the address.
+func (s *session) put(ctx context.Context, ae *entity, p *msg.Publication) (to string, err error) {
+	if f := s.c.flexOf(p.Topic); f != nil {
+		return ae.address + "/" + p.Topic, s.flex(ctx, ae, f, p)
+	}
+	to, err = s.container(ctx, ae, p.Topic)
+	if err != nil {
+		return to, err
+	}
+	nothing := 0
+	_, err = s.report(ctx, &request{Op: opCreate, To: to, From: ae.id, Type: tyCIN, Content: instance(p), Result: &nothing})
+	return to, err
+}
+
+// ofOne is an error that concerns one AE alone: its credential, or that the CSE does not take it.
+type ofOne struct{ error }
+
+func (e ofOne) Unwrap() error { return e.error }
+
 // judge says what an error means for a publication. What is no answer, and what says that our registration is gone, ends the session.
 func (s *session) judge(err error) error {
 	e, answered := errors.AsType[*refusal](err)
 	_, own := errors.AsType[unsendable](err)
+	_, one := errors.AsType[ofOne](err)
 	switch {
 	case own:
 		return msg.Permanent(err)
+	case one:
 	case !answered:
 		s.fail(err)
 	case meaningOf(e.rsc) == lost:
@@ -169,9 +202,14 @@ func (s *session) ask(ctx context.Context, q *request) (*response, error) {
 	return r, nil
 }
 
+// name gives a request its id.
+func (s *session) name(q *request) { q.ID = fmt.Sprintf("%s-%d", s.prefix, s.serial.Add(1)) }
+
 // exchange sends a request with what every request has.
 func (s *session) exchange(ctx context.Context, q *request) (*response, error) {
-	q.ID = fmt.Sprintf("%s-%d", s.prefix, s.serial.Add(1))
+	if q.ID == "" {
+		s.name(q)
+	}
 	q.Release = s.c.cfg.Release
 	if s.c.cfg.Token != "" && s.c.cfg.TokenAs == "tkns" {
 		token, _, err := s.c.bearer.Token(ctx)
@@ -181,7 +219,7 @@ func (s *session) exchange(ctx context.Context, q *request) (*response, error) {
 		q.Tokens = []string{token}
 	}
 	s.c.requests.Add(1)
-	r, err := s.wire.ask(ctx, q)
+	r, err := s.via(q.From).ask(ctx, q)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
@@ -202,6 +240,12 @@ func (s *session) Close() error {
 	s.fail(lanes.ErrClosed)
 	if s.wire != nil {
 		s.wire.close() // before the wait: what it takes in starts tasks
+	}
+	s.routes.Lock()
+	own := slices.Collect(maps.Values(s.byName))
+	s.routes.Unlock()
+	for _, w := range own {
+		w.close()
 	}
 	s.lanes.Wait()
 	s.tasks.Wait()

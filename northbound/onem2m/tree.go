@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -24,13 +25,19 @@ type entity struct {
 type tree struct {
 	mu       sync.Mutex
 	entities map[string]*entity     // guarded by mu: by name
-	there    map[string]bool        // guarded by mu: containers by address; true: this session has made it
+	there    map[string]place       // guarded by mu: containers and flexContainers by address
 	locks    map[string]*sync.Mutex // guarded by mu: by the AE's name, held while something is made below it
 	due      time.Time              // guarded by mu: when the first of the registrations is to be renewed; zero: there is none
 }
 
+// place is a container or flexContainer that is there.
+type place struct {
+	root string // of its representation
+	made bool   // by this session
+}
+
 func (t *tree) init() {
-	t.entities, t.there, t.locks = map[string]*entity{}, map[string]bool{}, map[string]*sync.Mutex{}
+	t.entities, t.there, t.locks = map[string]*entity{}, map[string]place{}, map[string]*sync.Mutex{}
 }
 
 // making gives the mutex of what is made below an AE.
@@ -54,13 +61,13 @@ func (t *tree) has(address string) bool {
 func (t *tree) made(address string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.there[address]
+	return t.there[address].made
 }
 
-func (t *tree) add(address string, made bool) {
+func (t *tree) add(address string, p place) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.there[address] = made
+	t.there[address] = p
 }
 
 // forget lets a container and those above it be looked for again.
@@ -89,16 +96,17 @@ func (t *tree) all() (list []*entity) {
 	return list
 }
 
-func (t *tree) containers(below string) (list []string) {
+// below gives what is there below an address.
+func (t *tree) below(address string) map[string]place {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for a := range t.there {
-		if strings.HasPrefix(a, below+"/") {
-			list = append(list, a)
+	found := map[string]place{}
+	for a, p := range t.there {
+		if strings.HasPrefix(a, address+"/") {
+			found[a] = p
 		}
 	}
-	slices.Sort(list)
-	return list
+	return found
 }
 
 // originator is what an AE registers with.
@@ -114,7 +122,7 @@ func (s *session) entity(ctx context.Context, name string) (*entity, error) {
 	if e := s.tree.entity(name); e != nil {
 		return e, nil
 	}
-	if !nameForm.MatchString(name) {
+	if names, err := segments(name); err != nil || len(names) != 1 {
 		return nil, msg.Permanent(fmt.Errorf("%.80q cannot be the name of an AE", name))
 	}
 	lock := s.tree.making(name)
@@ -124,11 +132,14 @@ func (s *session) entity(ctx context.Context, name string) (*entity, error) {
 		return e, nil
 	}
 	e := &entity{name: name, address: s.c.base + "/" + name}
-	if err := s.register(ctx, e); err != nil {
+	w, err := s.route(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.register(ctx, e, w); err != nil {
 		return nil, err
 	}
 	if len(s.c.cfg.Allow) > 0 {
-		var err error
 		if e.acp, err = s.policy(ctx, e); err != nil {
 			return nil, err
 		}
@@ -137,6 +148,9 @@ func (s *session) entity(ctx context.Context, name string) (*entity, error) {
 	s.tree.entities[name] = e
 	s.tree.mu.Unlock()
 	s.followers.rescan() // for the containers of one more AE
+	if err := s.regroup(ctx, e); err != nil {
+		return nil, err
+	}
 	return e, nil
 }
 
@@ -164,13 +178,13 @@ func (c *Connector) pointOfAccess() string {
 }
 
 // register makes the AE, or takes over the one that is ours from before.
-func (s *session) register(ctx context.Context, e *entity) error {
+func (s *session) register(ctx context.Context, e *entity, w wire) error {
 	e.id = s.c.notes.id(e.name)
 	fresh := e.id == ""
 	if fresh {
 		e.id = s.c.originator(e.name)
 	}
-	if err := s.wire.join(ctx, e.id); err != nil {
+	if err := s.carry(ctx, w, e.id); err != nil {
 		return err
 	}
 	if !fresh {
@@ -180,7 +194,7 @@ func (s *session) register(ctx context.Context, e *entity) error {
 			return err
 		}
 		e.id = s.c.originator(e.name)
-		if err := s.wire.join(ctx, e.id); err != nil {
+		if err := s.carry(ctx, w, e.id); err != nil {
 			return err
 		}
 	}
@@ -201,7 +215,7 @@ func (s *session) register(ctx context.Context, e *entity) error {
 		got, err := attributes(r.Content)
 		if id := text(got["aei"]); err == nil && id != "" && id != e.id {
 			e.id = id
-			if err := s.wire.join(ctx, id); err != nil {
+			if err := s.carry(ctx, w, id); err != nil {
 				return err
 			}
 		}
@@ -271,6 +285,10 @@ func (s *session) keep() {
 				return
 			}
 		}
+		if err := s.regroup(s.ctx, nil); err != nil {
+			s.fail(fmt.Errorf("renewal: %w", err))
+			return
+		}
 		s.followers.renew()
 	}
 }
@@ -290,8 +308,9 @@ func (s *session) renewAll(e *entity) error {
 			return err
 		}
 	}
-	for _, a := range s.tree.containers(e.address) {
-		_, err := s.ask(s.ctx, &request{Op: opUpdate, To: a, From: e.id, Content: represent("m2m:cnt", map[string]any{"et": s.end()})})
+	places := s.tree.below(e.address)
+	for _, a := range slices.Sorted(maps.Keys(places)) {
+		_, err := s.ask(s.ctx, &request{Op: opUpdate, To: a, From: e.id, Content: represent(places[a].root, map[string]any{"et": s.end()})})
 		if _, answered := errors.AsType[*refusal](err); answered {
 			s.tree.forget(a) // it is made again where it is needed
 		} else if err != nil {
@@ -356,13 +375,25 @@ func (s *session) container(ctx context.Context, e *entity, topic string) (strin
 		if r, answered := errors.AsType[*refusal](err); err != nil && !(answered && meaningOf(r.rsc) == conflict) {
 			return "", err
 		}
-		s.tree.add(at, err == nil)
+		s.tree.add(at, place{"m2m:cnt", err == nil})
 	}
 	return address, nil
 }
 
-func (s *session) newContainer(e *entity, name string) map[string]any {
+// resource gives the attributes of whatever we make below an AE.
+func (s *session) resource(e *entity, name string) map[string]any {
 	a := map[string]any{"rn": name, "et": s.end()}
+	if len(s.c.cfg.Labels) > 0 {
+		a["lbl"] = s.c.cfg.Labels
+	}
+	if e.acp != "" {
+		a["acpi"] = []string{e.acp}
+	}
+	return a
+}
+
+func (s *session) newContainer(e *entity, name string) map[string]any {
+	a := s.resource(e, name)
 	if s.c.cfg.MNI > 0 {
 		a["mni"] = s.c.cfg.MNI
 	}
@@ -371,12 +402,6 @@ func (s *session) newContainer(e *entity, name string) map[string]any {
 	}
 	if s.c.cfg.MIA > 0 {
 		a["mia"] = int64(time.Duration(s.c.cfg.MIA) / time.Second)
-	}
-	if len(s.c.cfg.Labels) > 0 {
-		a["lbl"] = s.c.cfg.Labels
-	}
-	if e.acp != "" {
-		a["acpi"] = []string{e.acp}
 	}
 	return a
 }
