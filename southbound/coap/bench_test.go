@@ -146,9 +146,13 @@ func TestMemoryPerAssociation(t *testing.T) {
 	l.done = nil
 	l.turns.Get()
 	per := (heap() - before) / n
-	t.Logf("%d octets per association", per)
-	if per > 5<<10 {
-		t.Errorf("%d octets per association", per)
+	turn := l.begin(time.Now().Add(2 * coolAfter))
+	l.sweep(turn)
+	l.end(turn)
+	idle := (heap() - before) / n
+	t.Logf("%d octets per association, %d while it is silent", per, idle)
+	if per > 5<<10 || idle > 2<<10 {
+		t.Errorf("%d octets per association, %d while it is silent", per, idle)
 	}
 	runtime.KeepAlive(l)
 }

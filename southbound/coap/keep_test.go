@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -113,6 +112,13 @@ func TestServeForAnother(t *testing.T) {
 		t.Skip("it serves another test")
 	}
 	site := southtest.NewSite(t)
+	for i := range 32 {
+		name := fmt.Sprintf("dev-%d", i)
+		site.AddDevice(name, southtest.Account{Secret: []byte("southtest-secret-of-" + name)})
+	}
+	if dir := os.Getenv("DRAWBRIDGE_TEST_ISSUE"); dir != "" {
+		issueInto(t, site, dir)
+	}
 	env := site.Env(t, "field")
 	env.State = dir
 	env.Keys = sealingKeys{env.Keys}
@@ -128,10 +134,34 @@ func TestServeForAnother(t *testing.T) {
 	}
 	up := southtest.NewUplink()
 	up.Decide(func(m *msg.Message) error {
-		fmt.Printf("\ntook %s\nrebound %d\n", m.Payload, l.Counters()["rebound"])
+		f := l.Counters()
+		fmt.Printf("\ntook %s\nrebound %d %d\n", m.Payload, f["rebound"], f["handshakes_ok"])
 		return nil
 	})
 	l.Serve(t.Context(), up)
+}
+
+// issueInto puts the site's CA and a certificate of each dev-N into dir, unless another site has done so.
+func issueInto(t *testing.T, site *southtest.Site, dir string) {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(dir, "ca.pem")); err == nil {
+		return
+	}
+	for i := range 32 {
+		cert, key := site.IssueFiles(t, fmt.Sprintf("dev-%d", i))
+		for _, file := range []string{cert, key} {
+			if err := os.Rename(file, filepath.Join(dir, filepath.Base(file))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ca, err := os.ReadFile(site.CAFile)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "ca.pem"), ca, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // gateway runs TestServeForAnother, again and again.
@@ -144,6 +174,8 @@ type gateway struct {
 	mu          sync.Mutex
 	took        map[string]int // guarded by mu: how often each payload was submitted
 	rebound     int            // guarded by mu: how often a device had a new address
+	handshakes  int            // guarded by mu: of this run
+	before      int            // handshakes of the runs before
 }
 
 func (g *gateway) start(t *testing.T) {
@@ -172,7 +204,7 @@ func (g *gateway) start(t *testing.T) {
 			}
 			if n, ok := strings.CutPrefix(lines.Text(), "rebound "); ok {
 				g.mu.Lock()
-				g.rebound, _ = strconv.Atoi(n)
+				fmt.Sscan(n, &g.rebound, &g.handshakes)
 				g.mu.Unlock()
 			}
 		}
@@ -186,6 +218,7 @@ func (g *gateway) kill() {
 	g.cmd.Process.Kill()
 	g.readers.Wait()
 	g.cmd.Wait()
+	g.before, g.handshakes = g.before+g.handshakes, 0
 }
 
 func TestAssociationsSurviveKill(t *testing.T) {

@@ -228,6 +228,9 @@ func (l *listener) evict() {
 	}
 }
 
+// coolAfter is how long a device is silent before its ciphers go. Most devices speak so seldom that they are made again each time.
+const coolAfter = 30 * time.Second
+
 // sweep removes sessions that are silent for too long or whose credential has ended.
 func (l *listener) sweep(t *turn) {
 	l.limits.sweep(t.now)
@@ -238,6 +241,9 @@ func (l *listener) sweep(t *turn) {
 	for _, list := range l.byDevice {
 		for _, s := range slices.Clone(list) {
 			l.sweepParts(s, t.now)
+			if s.conn != nil && t.now.Sub(s.seen) > coolAfter {
+				s.conn.Cool()
+			}
 			if t.now.Sub(s.seen) > idle {
 				l.remove(s)
 			} else if !s.id.Expires.IsZero() && t.time().After(s.id.Expires) {

@@ -71,7 +71,8 @@ type half struct {
 	seq   uint64 // out: next to use; in: highest accepted
 }
 
-func newHalf(s *Suite, key, iv, mac []byte) (h half, err error) {
+// make readies the ciphers.
+func (h *half) make(s *Suite, key, iv, mac []byte) (err error) {
 	copy(h.iv[:], iv)
 	copy(h.mac[:], mac)
 	if s.aead != nil {
@@ -79,7 +80,7 @@ func newHalf(s *Suite, key, iv, mac []byte) (h half, err error) {
 	} else {
 		h.block, err = aes.NewCipher(key)
 	}
-	return h, err
+	return err
 }
 
 // Conn is the record protection of one association, epoch 1. It is not safe for concurrent use.
@@ -101,14 +102,25 @@ type Conn struct {
 
 func newConn(s *Suite, keys []byte) (*Conn, error) {
 	c := &Conn{suite: s, keys: keys, limit: maxSeq}
-	m, k, v := s.macLen, s.keyLen, s.ivLen
-	at := func(i, n int) []byte { return keys[i : i+n] }
-	var err error
-	if c.in, err = newHalf(s, at(2*m, k), at(2*m+2*k, v), at(0, m)); err != nil {
-		return nil, err
+	return c, c.warm()
+}
+
+// warm readies the ciphers, which are the most of what an association takes, where Cool has let go of them.
+func (c *Conn) warm() error {
+	if c.in.aead != nil || c.in.block != nil {
+		return nil
 	}
-	c.out, err = newHalf(s, at(2*m+k, k), at(2*m+2*k+v, v), at(m, m))
-	return c, err
+	m, k, v := c.suite.macLen, c.suite.keyLen, c.suite.ivLen
+	at := func(i, n int) []byte { return c.keys[i : i+n] }
+	if err := c.out.make(c.suite, at(2*m+k, k), at(2*m+2*k+v, v), at(m, m)); err != nil {
+		return err
+	}
+	return c.in.make(c.suite, at(2*m, k), at(2*m+2*k, v), at(0, m))
+}
+
+// Cool lets go of what can be made again from the keys. The next record makes it again.
+func (c *Conn) Cool() {
+	c.in.aead, c.in.block, c.out.aead, c.out.block = nil, nil, nil, nil
 }
 
 // Suite gives the association's cipher suite.
@@ -145,6 +157,9 @@ func (h *half) nonce(n *[12]byte, fixed int, seq uint64) {
 func (c *Conn) Seal(dst []byte, typ byte, payload []byte) ([]byte, error) {
 	if c.out.seq >= c.limit {
 		return dst, ErrExhausted
+	}
+	if err := c.warm(); err != nil {
+		return dst, err
 	}
 	seq := 1<<48 | c.out.seq // epoch 1
 	c.out.seq++
@@ -210,6 +225,9 @@ func (c *Conn) Open(r Record) (typ byte, payload []byte, newest bool, err error)
 		if back = c.in.seq - r.Seq; back >= 64 || c.window>>back&1 == 1 {
 			return 0, nil, false, ErrReplayed
 		}
+	}
+	if err := c.warm(); err != nil {
+		return 0, nil, false, err
 	}
 	plain, err := c.decrypt(r)
 	if err != nil {

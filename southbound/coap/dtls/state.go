@@ -31,10 +31,7 @@ func Restore(s State, next, received uint64) (*Conn, error) {
 	if suite == nil || len(s.Keys) != 2*(suite.macLen+suite.keyLen+suite.ivLen) || s.CID != nil && len(s.CID) != CIDLen || len(s.OutCID) > 255 {
 		return nil, errors.New("association state does not make sense")
 	}
-	c, err := newConn(suite, bytes.Clone(s.Keys))
-	if err != nil {
-		return nil, err
-	}
+	c := &Conn{suite: suite, keys: bytes.Clone(s.Keys)} // its ciphers are made when they are needed
 	if s.CID != nil {
 		c.inCID, c.hasCID = CID(s.CID), true
 	}

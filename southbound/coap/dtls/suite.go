@@ -7,6 +7,7 @@ import (
 	"crypto/sha512"
 	"hash"
 	"slices"
+	"sync"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -65,7 +66,10 @@ func aesCCM(tag int) func([]byte) (cipher.AEAD, error) {
 
 // Suites lists the suites of this package in the order in which it prefers them: pre-shared keys before certificates (a client that
 // offers a PSK has one), forward secrecy before none, and among those what hardware does fast.
-func Suites() []*Suite {
+func Suites() []*Suite { return slices.Clone(suites()) }
+
+// suites is Suites' own list, which nobody changes.
+var suites = sync.OnceValue(func() []*Suite {
 	sha2, sha3 := sha256.New, sha512.New384
 	var list []*Suite
 	add := func(id uint16, kx keyExchange, cipherName string, h func() hash.Hash, keyLen, ivLen int, protect func([]byte) (cipher.AEAD, error)) {
@@ -105,11 +109,11 @@ func Suites() []*Suite {
 	add(0xc02f, ecdheRSA, "AES_128_GCM_SHA256", sha2, 16, 4, aesGCM)
 	add(0xc030, ecdheRSA, "AES_256_GCM_SHA384", sha3, 32, 4, aesGCM)
 	return list
-}
+})
 
 // SuiteByName finds a suite by IANA's name; nil where there is none.
 func SuiteByName(name string) *Suite {
-	all := Suites()
+	all := suites()
 	if i := slices.IndexFunc(all, func(s *Suite) bool { return s.Name == name }); i >= 0 {
 		return all[i]
 	}
@@ -117,7 +121,7 @@ func SuiteByName(name string) *Suite {
 }
 
 func suiteByID(id uint16) *Suite {
-	all := Suites()
+	all := suites()
 	if i := slices.IndexFunc(all, func(s *Suite) bool { return s.ID == id }); i >= 0 {
 		return all[i]
 	}
