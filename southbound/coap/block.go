@@ -11,6 +11,7 @@ import (
 
 const (
 	maxBlockSZX   = 6 // 1024 octets
+	bertSZX       = 7 // over a stream, any number of them (RFC 8323 section 6)
 	maxAssemblies = 4 // of one device
 	maxAssembling = 32 << 20
 )
@@ -22,7 +23,7 @@ type block struct {
 	szx  uint8
 }
 
-func (b block) size() int   { return 16 << b.szx }
+func (b block) size() int   { return 16 << min(b.szx, maxBlockSZX) }
 func (b block) offset() int { return int(b.num) * b.size() }
 
 func (b block) option(id message.OptionID) message.Option {
@@ -33,11 +34,23 @@ func (b block) option(id message.OptionID) message.Option {
 	return uintOption(id, n)
 }
 
-// block reads a block option. szx 7, which only TCP knows, gives ok false with there true.
+// fits tells whether a payload of n octets may be the block's.
+func (b block) fits(n int) bool {
+	switch size := b.size(); {
+	case b.szx == bertSZX:
+		return !b.more || n > 0 && n%size == 0
+	case b.more:
+		return n == size
+	default:
+		return n <= size
+	}
+}
+
+// block reads a block option. szx 7 on a datagram gives ok false with there true.
 func (p *packet) block(id message.OptionID) (b block, there, ok bool) {
 	n, there := p.number(id)
 	b = block{num: n >> 4, more: n&8 != 0, szx: uint8(n & 7)}
-	return b, there, b.szx <= maxBlockSZX
+	return b, there, b.szx <= maxBlockSZX || p.bert
 }
 
 // assembly is a payload of which blocks are still to come. It is known by method, path and Request-Tag, not by token: a client may
@@ -66,7 +79,7 @@ func (t *turn) assemble(s *session, p *packet, path []byte) (payload []byte, ech
 	b, there, sound := p.block(message.Block1)
 	size, _ := p.number(message.Size1)
 	switch {
-	case !sound || there && (len(p.payload) > b.size() || b.more && len(p.payload) < b.size()):
+	case !sound || there && !b.fits(len(p.payload)):
 		t.say(s, p, codes.BadRequest, []byte("block"))
 		return nil, echo, false
 	case len(p.payload) > limit || there && (b.offset()+len(p.payload) > limit || int64(size) > int64(limit)):
@@ -144,17 +157,21 @@ func (l *listener) sweepParts(s *session, now time.Time) {
 // sayContent answers with a representation, cut into blocks where it is long or the device asks for it.
 func (t *turn) sayContent(s *session, p *packet, content []byte, opts ...message.Option) {
 	b, there, ok := p.block(message.Block2)
+	szx, most, whole := s.room(0)
 	if !there {
-		b = block{szx: maxBlockSZX}
+		b = block{szx: szx}
 	}
 	if !ok || b.offset() >= len(content) && b.num > 0 {
 		t.say(s, p, codes.BadRequest, []byte("block"))
 		return
 	}
+	if b.szx < bertSZX {
+		most = b.size()
+	}
 	part := content[b.offset():]
-	if there || len(part) > b.size() {
-		if b.more = len(part) > b.size(); b.more {
-			part = part[:b.size()]
+	if there || len(part) > whole {
+		if b.more = len(part) > most; b.more {
+			part = part[:most]
 		}
 		opts = append(opts, b.option(message.Block2))
 		if b.num == 0 {
@@ -167,7 +184,7 @@ func (t *turn) sayContent(s *session, p *packet, content []byte, opts ...message
 // The other way round, a command's payload goes in blocks and its answer comes in blocks.
 
 // prepare adds to a command's request the block that is due, and its payload.
-func (c *command) prepare(m *message.Message) {
+func (c *command) prepare(s *session, m *message.Message) {
 	if c.fetched > 0 { // the payload has been sent; the answer is fetched
 		m.Options = append(m.Options, block{num: uint32(c.fetched / c.fetch.size()), szx: c.fetch.szx}.option(message.Block2))
 		return
@@ -176,10 +193,17 @@ func (c *command) prepare(m *message.Message) {
 	if f, ok := contentFormat(c.m.Type); ok && c.m.Type != "" && len(c.m.Payload) > 0 {
 		m.Options = append(m.Options, uintOption(message.ContentFormat, f))
 	}
-	if size := c.block.size(); len(c.m.Payload) > size {
+	if szx, most, whole := s.room(len(c.m.Resource)); len(c.m.Payload) > whole {
+		if c.block.num == 0 {
+			c.block.szx = szx
+		}
+		if c.block.szx < bertSZX {
+			most = c.block.size()
+		}
 		rest := c.m.Payload[c.block.offset():]
-		c.block.more = len(rest) > size
-		m.Payload = rest[:min(size, len(rest))]
+		c.block.more = len(rest) > most
+		m.Payload = rest[:min(most, len(rest))]
+		c.given = c.block.offset() + len(m.Payload)
 		m.Options = append(m.Options, c.block.option(message.Block1))
 		if c.block.num == 0 {
 			m.Options = append(m.Options, uintOption(message.Size1, uint32(len(c.m.Payload))))
@@ -194,8 +218,7 @@ func (c *command) proceed(p *packet, limit int) (again, bad bool) {
 		if !ok || !c.block.more || b.num != c.block.num || b.szx > c.block.szx {
 			return false, true
 		}
-		sent := c.block.offset() + c.block.size()
-		c.block = block{num: uint32(sent / b.size()), szx: b.szx}
+		c.block = block{num: uint32(c.given / b.size()), szx: b.szx}
 		return true, false
 	}
 	b, there, ok := p.block(message.Block2)
@@ -209,7 +232,7 @@ func (c *command) proceed(p *packet, limit int) (again, bad bool) {
 	} else if len(etag) > 0 && !bytes.Equal(etag, c.etag) { // of another representation (RFC 7959 section 2.4)
 		return false, true
 	}
-	if !ok || b.offset() != len(c.answer) || b.more && len(p.payload) != b.size() || len(c.answer)+len(p.payload) > limit {
+	if !ok || b.offset() != len(c.answer) || !b.fits(len(p.payload)) || len(c.answer)+len(p.payload) > limit {
 		return false, true
 	}
 	c.answer = append(c.answer, p.payload...)

@@ -18,6 +18,8 @@
 // Last values are written once a second, on any transport. After a power cut message ids may be lost, too: then a report whose answer was lost is
 // taken twice.
 //
+// Over TLS devices show certificates: pre-shared keys, which RFC 8323 section 9 has too, are only spoken in DTLS, for Go's TLS does not have them.
+//
 // It is not a proxy, does no multicast, and knows no topic.
 package coap
 

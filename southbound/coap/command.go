@@ -46,6 +46,7 @@ type command struct {
 	result chan outcome // nil: nobody waits
 
 	block   block  // of the payload, the one to send
+	given   int    // octets of the payload, with that one
 	fetched int    // octets of the answer
 	fetch   block  // of the answer, the last one
 	answer  []byte // what has come of it
@@ -170,7 +171,7 @@ func (t *turn) next(s *session) {
 		c := k.commands[0]
 		m := message.Message{Type: message.Confirmable, MessageID: int32(s.nextMID())}
 		// A notification is one message; what is longer goes as a request, in blocks.
-		if c.seen = k.observation(c.m.Resource); c.seen != nil && c.watch == nil && len(c.m.Payload) <= c.block.size() {
+		if c.seen = k.observation(c.m.Resource); c.seen != nil && c.watch == nil && s.holds(len(c.m.Payload)) {
 			m.Code, m.Token = codes.Content, c.seen.token
 			m.Options = append(m.Options, uintOption(message.Observe, c.seen.next()))
 		} else {
@@ -185,7 +186,7 @@ func (t *turn) next(s *session) {
 			m.Token = c.token
 			m.Options = pathOptions(m.Options, c.m.Resource)
 		}
-		c.prepare(&m)
+		c.prepare(s, &m)
 		data := t.sendMessage(s, &m)
 		if data == nil {
 			k.commands = k.commands[1:]

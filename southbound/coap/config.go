@@ -84,7 +84,7 @@ func (c *Config) Check(s *config.Scope) {
 			s.Errorf(key, "security: %q is there twice", v)
 		}
 		if v == "psk" && c.Transport == "tcp" {
-			s.Errorf(key, `security "psk" is only spoken over udp`).Hint = `for tcp, security = ["x509"]`
+			s.Errorf(key, `security "psk" is only spoken over udp`).Hint = `Go's TLS has no pre-shared keys; for tcp, security = ["x509"]`
 		}
 		if v == "none" {
 			s.Loopback(key, c.Listen, `security "none"`)

@@ -40,6 +40,7 @@ type packet struct {
 	token   []byte
 	options message.Options
 	payload []byte
+	bert    bool // it came over a stream: blocks may be of szx 7
 }
 
 // parse reads b into p, whose option slice is used again.

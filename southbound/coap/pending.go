@@ -136,6 +136,13 @@ func codeOf(err error) (code codes.Code, maxAge uint32) {
 
 // answer tells the device what has become of its report.
 func (t *turn) answer(p *pending) {
+	t.respond(p)
+	if p.s.stream != nil {
+		t.answered(p.s, p.mid)
+	}
+}
+
+func (t *turn) respond(p *pending) {
 	if p.watch != nil {
 		t.notified(p)
 		return

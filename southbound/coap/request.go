@@ -206,6 +206,8 @@ func (t *turn) report(s *session, p *packet, path []byte) {
 			t.l.waiting.push(pend)
 		}
 		s.note(e)
+	} else {
+		s.stream.submitted = append(s.stream.submitted, p.mid)
 	}
 	s.waiting++
 	t.subs = append(t.subs, submission{m: m, p: pend})

@@ -2,6 +2,7 @@ package coap
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -30,6 +31,8 @@ const (
 	writeTimeout = 30 * time.Second
 
 	optMaxMessageSize message.OptionID = 2 // of a CSM
+	optBlockWise      message.OptionID = 4 // of a CSM: Block-Wise-Transfer
+	optBadCSM         message.OptionID = 2 // of Abort: the number of the option that is not known
 	optCustody        message.OptionID = 2 // of Ping and Pong
 )
 
@@ -40,6 +43,67 @@ type stream struct {
 	out   []byte        // guarded by the listener's lock: what is to be written
 	kick  chan struct{} // there is something in out, or the session is dead
 	mid   uint16        // of the next request; for what knows exchanges by message ids
+
+	peerMax   int           // Max-Message-Size of the peer
+	blockWise bool          // it knows Block-Wise-Transfer, and so BERT
+	submitted []uint16      // requests that the uplink has not decided
+	pongs     []pong        // that wait for earlier requests
+	released  bool          // the peer has said Release
+	drained   chan struct{} // closed when it has and nothing is submitted
+}
+
+// pong is the answer to a Ping with Custody.
+type pong struct {
+	token []byte
+	mid   uint16
+}
+
+const (
+	defaultMessage = 1152 // Max-Message-Size (RFC 8323 section 5.3.1)
+	frameOverhead  = 128  // of a message beside payload and path, at most
+	maxPongs       = 8
+)
+
+// room tells how much payload a message to the peer may hold beside path octets of a path: as one of several blocks of the greatest szx, most
+// octets; as the only one, whole.
+func (s *session) room(path int) (szx uint8, most, whole int) {
+	if s.stream == nil {
+		return maxBlockSZX, 1024, 1024
+	}
+	whole = s.stream.peerMax - frameOverhead - path
+	switch {
+	case s.stream.blockWise && whole >= 2048:
+		return bertSZX, whole &^ 1023, whole
+	case whole >= 1024:
+		return maxBlockSZX, 1024, whole
+	}
+	for szx = maxBlockSZX - 1; szx > 0 && 16<<szx > whole; {
+		szx--
+	}
+	return szx, 16 << szx, max(whole, 16)
+}
+
+// holds tells whether one message may hold a payload of n octets.
+func (s *session) holds(n int) bool {
+	_, _, whole := s.room(0)
+	return n <= whole
+}
+
+// answered notes that a request has had its answer: what has waited for it may go.
+func (t *turn) answered(s *session, mid uint16) {
+	st := s.stream
+	st.submitted = slices.DeleteFunc(st.submitted, func(m uint16) bool { return m == mid })
+	st.pongs = slices.DeleteFunc(st.pongs, func(p pong) bool {
+		if slices.ContainsFunc(st.submitted, func(m uint16) bool { return int16(m-p.mid) < 0 }) {
+			return false
+		}
+		t.signal(s, codes.Pong, p.token, message.Option{ID: optCustody})
+		return true
+	})
+	if st.released && len(st.submitted) == 0 {
+		st.released = false
+		close(st.drained)
+	}
 }
 
 func (l *listener) serveStreams(ctx context.Context, up southbound.Uplink) error {
@@ -119,7 +183,7 @@ func (l *listener) listenStream(ctx context.Context) (net.Listener, error) {
 // greet does the TLS handshake, where there is one, and makes the session.
 func (l *listener) greet(ctx context.Context, c net.Conn, from netip.AddrPort) (*session, error) {
 	id := &auth.Identity{Device: "anonymous", Method: "none"}
-	st := &stream{conn: c, kick: make(chan struct{}, 1)}
+	st := &stream{conn: c, kick: make(chan struct{}, 1), peerMax: defaultMessage, drained: make(chan struct{})}
 	if l.clientCAs != nil {
 		ctx, cancel := context.WithTimeout(ctx, time.Duration(l.cfg.HandshakeTimeout))
 		defer cancel()
@@ -152,7 +216,7 @@ func (l *listener) greet(ctx context.Context, c net.Conn, from netip.AddrPort) (
 	t := l.begin(time.Now())
 	s.since, s.seen = t.now, t.now
 	size := uint32(l.cfg.MaxPayload) + maxStreamOptions
-	t.signal(s, codes.CSM, nil, uintOption(optMaxMessageSize, size)) // first, also before commands that wait
+	t.signal(s, codes.CSM, nil, uintOption(optMaxMessageSize, size), message.Option{ID: optBlockWise}) // first, also before commands that wait
 	l.add(t, s)
 	l.end(t)
 	if l.clientCAs != nil {
@@ -177,22 +241,58 @@ func (l *listener) refuse(from netip.AddrPort, err error) {
 
 // converse reads and writes until one side ends the connection.
 func (l *listener) converse(ctx context.Context, s *session) {
-	stop := context.AfterFunc(ctx, func() { s.stream.conn.Close() })
-	defer stop()
+	written, stopped := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		t := l.begin(time.Now())
+		t.bye(s)
+		l.end(t)
+		select {
+		case <-written:
+		case <-time.After(time.Second):
+			s.stream.conn.Close()
+		}
+	})
 	var wg sync.WaitGroup
-	wg.Go(func() { l.write(s) })
+	wg.Go(func() {
+		defer close(written)
+		l.write(s)
+	})
 	err := l.readStream(s)
+	if errors.Is(err, errReleased) {
+		select {
+		case <-s.stream.drained:
+		case <-ctx.Done():
+		case <-time.After(drainTimeout):
+		}
+	}
 	t := l.begin(time.Now())
-	if _, ok := errors.AsType[*abort](err); ok && !s.dead {
-		t.signal(s, codes.Abort, []byte(err.Error()))
+	if a, ok := errors.AsType[*abort](err); ok && !s.dead {
+		m := message.Message{Code: codes.Abort, Payload: []byte(a.why)}
+		if a.option != 0 {
+			m.Options = append(m.Options, uintOption(optBadCSM, uint32(a.option)))
+		}
+		t.sendMessage(s, &m)
 	}
 	l.remove(s)
 	l.end(t)
 	wg.Wait()
+	if !stop() {
+		<-stopped
+	}
 }
 
+// drainTimeout is how long a peer that has said Release may wait for its answers.
+const drainTimeout = 10 * time.Second
+
+// errReleased says that the peer asks nothing more.
+var errReleased = errors.New("released")
+
 // abort is a violation of the protocol, told to the peer.
-type abort struct{ why string }
+type abort struct {
+	why    string
+	option message.OptionID // of a CSM, that is not known
+}
 
 func (a *abort) Error() string { return a.why }
 
@@ -216,6 +316,9 @@ func (l *listener) write(s *session) {
 	}
 }
 
+// maxPeerMessage is what a message to a peer has at most, whatever it takes.
+const maxPeerMessage = 128 << 10
+
 // maxStreamOptions is the room for options beside the payload of the greatest message.
 const maxStreamOptions = 4 << 10
 
@@ -235,10 +338,10 @@ func (l *listener) readStream(s *session) error {
 		}
 		tkl := int(head & 15)
 		if tkl > message.MaxTokenSize {
-			return &abort{"token length"}
+			return &abort{why: "token length"}
 		}
 		if length > int64(limit) {
-			return &abort{"message too large"}
+			return &abort{why: "message too large"}
 		}
 		n := int(length)
 		code, err := r.ReadByte()
@@ -254,7 +357,7 @@ func (l *listener) readStream(s *session) error {
 		}
 		l.count.bytesIn.Add(int64(2 + len(body)))
 		if first && codes.Code(code) != codes.CSM {
-			return &abort{"no CSM"} // RFC 8323 section 5.3
+			return &abort{why: "no CSM"} // RFC 8323 section 5.3
 		}
 		t := l.begin(time.Now())
 		if s.dead {
@@ -328,21 +431,17 @@ func (st *stream) wake() {
 
 // signal sends a signaling message (RFC 8323 section 5).
 func (t *turn) signal(s *session, code codes.Code, token []byte, opts ...message.Option) {
-	m := message.Message{Code: code, Token: token, Options: opts}
-	if code == codes.Abort {
-		m.Token, m.Payload = nil, token
-	}
-	t.sendMessage(s, &m)
+	t.sendMessage(s, &message.Message{Code: code, Token: token, Options: opts})
 }
 
 // frame takes one message.
 func (t *turn) frame(s *session, code codes.Code, token, rest []byte) error {
 	p := &t.pkt
-	p.code, p.token, p.typ = code, token, message.Confirmable
+	p.code, p.token, p.typ, p.bert = code, token, message.Confirmable, true
 	p.options = p.options[:0]
 	if err := p.parseRest(rest); err != nil {
 		t.l.count.malformed.Add(1)
-		return &abort{"message format"}
+		return &abort{why: "message format"}
 	}
 	s.stream.mid++
 	p.mid = s.stream.mid
@@ -362,16 +461,39 @@ func (t *turn) frame(s *session, code codes.Code, token, rest []byte) error {
 
 // signaled takes a signaling message. Their options are numbered anew for each code.
 func (t *turn) signaled(s *session, p *packet) error {
-	known := map[codes.Code][]message.OptionID{codes.CSM: {optMaxMessageSize, 4}, codes.Ping: {optCustody}, codes.Pong: {optCustody}, codes.Release: {2, 4}, codes.Abort: {2}}
+	known := map[codes.Code][]message.OptionID{codes.CSM: {optMaxMessageSize, optBlockWise}, codes.Ping: {optCustody}, codes.Pong: {optCustody}, codes.Release: {2, 4}, codes.Abort: {2}}
 	for _, o := range p.options {
 		if o.ID&1 == 1 && !slices.Contains(known[p.code], o.ID) {
-			return &abort{fmt.Sprintf("option %d", o.ID)}
+			a := &abort{why: fmt.Sprintf("option %d", o.ID)}
+			if p.code == codes.CSM {
+				a.option = o.ID
+			}
+			return a
 		}
 	}
+	st := s.stream
 	switch p.code {
+	case codes.CSM:
+		if n, ok := p.number(optMaxMessageSize); ok {
+			st.peerMax = int(min(n, maxPeerMessage))
+		}
+		if _, ok := p.option(optBlockWise); ok {
+			st.blockWise = true
+		}
 	case codes.Ping:
-		t.signal(s, codes.Pong, p.token)
-	case codes.Release, codes.Abort:
+		switch _, custody := p.option(optCustody); {
+		case custody && len(st.submitted) == 0:
+			t.signal(s, codes.Pong, p.token, message.Option{ID: optCustody})
+		case custody && len(st.pongs) < maxPongs:
+			st.pongs = append(st.pongs, pong{bytes.Clone(p.token), p.mid})
+		default:
+			t.signal(s, codes.Pong, p.token)
+		}
+	case codes.Release:
+		st.released = true
+		t.answered(s, p.mid)
+		return errReleased
+	case codes.Abort:
 		return io.EOF
 	}
 	return nil

@@ -118,7 +118,7 @@ func (t *turn) took(p *pending) {
 		if s.talk == nil {
 			continue
 		}
-		if o := s.talk.observation(p.resource); o != nil && len(p.payload) <= 1024 {
+		if o := s.talk.observation(p.resource); o != nil && s.holds(len(p.payload)) {
 			m := message.Message{Type: message.NonConfirmable, Code: codes.Content, MessageID: int32(s.nextMID()), Token: o.token, Payload: p.payload}
 			m.Options = append(m.Options, uintOption(message.Observe, o.next()))
 			if p.format >= 0 {

@@ -209,7 +209,7 @@ func (t *turn) notification(s *session, p *packet) bool {
 	}
 	before := *w
 	w.note(p, t.now)
-	if blocks && b.more && b.num == 0 && len(p.payload) == b.size() {
+	if blocks && b.more && b.num == 0 && b.fits(len(p.payload)) {
 		confirm()
 		w.asking = true
 		s.speak().commands = append(s.talk.commands, &command{
