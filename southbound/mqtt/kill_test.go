@@ -6,7 +6,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -14,14 +13,16 @@ import (
 	"time"
 
 	packets5 "github.com/eclipse/paho.golang/packets"
+
+	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
 )
 
-// TestKilled kills the gateway at random under load. No message that was acknowledged may be lost, QoS 2 messages are heard
-// exactly once, and sessions are there again each time. DRAWBRIDGE_KILLS makes it longer.
-func TestKilled(t *testing.T) {
-	kills, publishers, subscribers := 6, 6, 3
-	if n, err := strconv.Atoi(os.Getenv("DRAWBRIDGE_KILLS")); err == nil {
-		kills, publishers, subscribers = n, 64, 16
+// TestProveKill kills the gateway at random under load. No message that was acknowledged may be lost, QoS 2 messages are heard
+// exactly once, and sessions and what is retained are there again each time.
+func TestProveKill(t *testing.T) {
+	kills, publishers, subscribers := 6, 6, 3 // so many publishers with each QoS
+	if prove() {
+		kills, publishers, subscribers = 200, 64, 16
 	}
 	o := orders{Dir: t.TempDir(), Local: true}
 	cmd, g := child(t, o)
@@ -70,9 +71,27 @@ func TestKilled(t *testing.T) {
 			}
 		}
 	}
+	late := (&interop{addr: g.Addr, version: packet.V5}).connect(t, "late")
+	for _, p := range pubs {
+		if p.qos != 1 || p.acked == 0 {
+			continue
+		}
+		late.subscribe(nil, filterOf(p.topic, 1))
+		if m := late.exactly(1)[0]; !m.Retain || !atLeast(string(m.Payload), p.acked-1) {
+			t.Errorf("retained on %s is %q, acknowledged was %d", p.topic, m.Payload, p.acked-1)
+		}
+	}
 	cancel()
 	hearing.Wait()
-	t.Logf("%d kills, %d messages acknowledged, each heard by %d subscribers", kills, total, subscribers)
+	if !t.Failed() {
+		t.Logf("prove: %d kills, %d + %d publishers of QoS 1 and 2, %d messages acknowledged: none lost for %d persistent subscribers, QoS 2 once, sessions and retained messages there",
+			kills, publishers, publishers, total, subscribers)
+	}
+}
+
+func atLeast(text string, n int) bool {
+	m, err := strconv.Atoi(text)
+	return err == nil && m >= n
 }
 
 // link connects with a session that must be there again.
@@ -130,7 +149,7 @@ func (p *sayer) talk(ctx context.Context, nc net.Conn) error {
 		nc.SetDeadline(time.Now().Add(20 * time.Second))
 		id := uint16(p.acked%1000 + 1)
 		if !p.released {
-			m := &packets5.Publish{Topic: p.topic, Payload: []byte(strconv.Itoa(p.acked)), QoS: p.qos, PacketID: id, Duplicate: again, Properties: &packets5.Properties{}}
+			m := &packets5.Publish{Topic: p.topic, Payload: []byte(strconv.Itoa(p.acked)), QoS: p.qos, PacketID: id, Duplicate: again, Retain: p.qos == 1, Properties: &packets5.Properties{}}
 			if err := write(nc, m); err != nil {
 				return err
 			}

@@ -71,7 +71,13 @@ const timeout = 20 * time.Second
 // Start makes a site with a serving listener that stops when the test ends.
 func Start(t testing.TB, d Driver) *Bench {
 	t.Helper()
-	b := &Bench{Site: NewSite(t), Up: NewUplink(), driver: d}
+	return StartAt(t, d, NewSite(t))
+}
+
+// StartAt is Start at a site that is there already.
+func StartAt(t testing.TB, d Driver, s *Site) *Bench {
+	t.Helper()
+	b := &Bench{Site: s, Up: NewUplink(), driver: d}
 	b.Serve(t, "127.0.0.1:0")
 	return b
 }
