@@ -41,6 +41,16 @@ type Importer interface {
 	Import(ctx context.Context, u URI, secret []byte) (Key, error)
 }
 
+// Activator is the ability of a provider to take a symmetric key that a service has made for this chip alone, which it knows by its
+// endorsement key (TPM 2.0 Library, part 1, "Credential Protection" and "Duplication").
+type Activator interface {
+	// Endorsement gives the public areas (TPM2B_PUBLIC) of the endorsement key and of the storage key of the chip that u names.
+	Endorsement(ctx context.Context, u URI) (ek, srk []byte, err error)
+	// Activate takes the key, in place of one that u named before: TPM2B_ID_OBJECT, TPM2B_ENCRYPTED_SECRET, TPM2B_PRIVATE,
+	// TPM2B_ENCRYPTED_SECRET and TPM2B_PUBLIC, one after the other.
+	Activate(ctx context.Context, u URI, credential []byte) (Key, error)
+}
+
 // MACer is the ability of a key to compute HMAC-SHA-256 in the chip.
 type MACer interface {
 	MAC(ctx context.Context, data []byte) ([]byte, error)
