@@ -122,7 +122,7 @@ func (l *link) storage() (*parent, error) {
 	for _, h := range storageRoots {
 		p, err := l.parent(h)
 		if errors.Is(err, tpm2.TPMRCHandle) {
-			p, err = l.makeStorage(h)
+			p, err = l.makeStorage(h, tpm2.ECCSRKTemplate)
 		}
 		if err != nil {
 			return nil, err
@@ -152,8 +152,8 @@ func (l *link) parent(h tpm2.TPMHandle) (*parent, error) {
 	return p, nil
 }
 
-func (l *link) makeStorage(h tpm2.TPMHandle) (*parent, error) {
-	r, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(l)
+func (l *link) makeStorage(h tpm2.TPMHandle, template tpm2.TPMTPublic) (*parent, error) {
+	r, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(template)}.Execute(l)
 	if err == nil {
 		_, err = tpm2.EvictControl{Auth: tpm2.TPMRHOwner, ObjectHandle: &tpm2.NamedHandle{Handle: r.ObjectHandle, Name: r.Name},
 			PersistentHandle: h}.Execute(l)
