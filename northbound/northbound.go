@@ -95,6 +95,12 @@ type Enrolment struct {
 	Note        string // for a person: "thing plant7-gw1"
 }
 
+// Provisioner is the ability of a connector to have its platform say where the gateway belongs, by the credential that it has.
+type Provisioner interface {
+	// Provision asks the platform anew. The note is for a person: "device plant7-gw1 of plant7.azure-devices.net".
+	Provision(ctx context.Context) (note string, err error)
+}
+
 // Counters is as in southbound.
 type Counters interface{ Counters() map[string]int64 }
 
@@ -119,6 +125,12 @@ type Tokens interface {
 // Signers is the ability of Keys to give a key itself, for what is signed outside TLS.
 type Signers interface {
 	Signer(ctx context.Context, name string) (crypto.Signer, error)
+}
+
+// Activators is the ability of Keys to take a key that a service has made for the gateway's TPM alone; see hwcrypto.Activator.
+type Activators interface {
+	Endorsement(ctx context.Context, name string) (ek, srk []byte, err error)
+	Activate(ctx context.Context, name string, credential []byte) error
 }
 
 // Env is what the gateway gives a connector.

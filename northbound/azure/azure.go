@@ -4,7 +4,9 @@
 //
 // The gateway is one device of the hub. It logs in by MQTT 3.1.1 with the certificate of key (auth = "x509"), or with a shared access
 // signature that the chip computes with key (auth = "sas"); a session on a signature ends by itself before the signature does. With
-// id_scope the hub is found through the Device Provisioning Service.
+// id_scope the hub is found through the Device Provisioning Service, to which the gateway shows the same certificate, the same key or, with
+// group = true, the key that is derived from it. With auth = "tpm" the service knows the TPM's endorsement key, and gives the gateway a symmetric
+// key that only this TPM can open: it becomes key, and signs as with "sas".
 //
 // The hub has no free topics. Routes use these, and the connector translates:
 //   - an uplink's topic, whatever it is, becomes the property "topic" of a device-to-cloud message, beside "device", the route's own properties
@@ -57,7 +59,7 @@ const (
 type Config struct {
 	Service   string          `toml:"service"`  // "iothub", "eventgrid"
 	Endpoint  string          `toml:"endpoint"` // HOST or HOST:PORT; port 443 is WebSocket
-	Auth      string          `toml:"auth"`     // "x509", "sas"; "x509", "oauth", "jwt"
+	Auth      string          `toml:"auth"`     // "x509", "sas", "tpm"; "x509", "oauth", "jwt"
 	Key       string          `toml:"key"`
 	CA        config.Path     `toml:"ca"`
 	DeviceID  string          `toml:"device_id"` // IoT Hub's device id, Event Grid's session name; empty: the gateway's id
@@ -86,7 +88,7 @@ type     = "azure"
 endpoint = "plant7.azure-devices.net"   # ":443" is WebSocket, through most firewalls
 key      = "identity"               # certificate with the device's id as common name
 #service    = "iothub"              # or "eventgrid"
-#auth       = "x509"                # "sas": signed by key in the chip; Event Grid: "oauth", "jwt"
+#auth       = "x509"                # "sas": signed by key in the chip; "tpm": by a key that id_scope gives; Event Grid: "oauth", "jwt"
 #device_id  = ""                    # the gateway's id where empty
 #id_scope   = ""                    # instead of endpoint: ask the Device Provisioning Service
 #keep_alive = "4m"
@@ -159,7 +161,10 @@ func (c *Config) Check(s *config.Scope) {
 	}
 	most := hubKeepAlive
 	if c.Service == "iothub" {
-		s.OneOf("auth", c.Auth, "x509", "sas")
+		s.OneOf("auth", c.Auth, "x509", "sas", "tpm")
+		if c.Auth == "tpm" && (c.IDScope == "" || c.Identities == "device") {
+			s.Errorf("auth", "auth: \"tpm\" needs id_scope, and is for the gateway as one device")
+		}
 		if c.DeviceKey == "" {
 			need("key", c.Key, "a key")
 		}

@@ -195,7 +195,7 @@ func (c *Connector) hint(device string, err error) error {
 	switch {
 	case c.cfg.Service == "eventgrid" && strings.Contains(text, "not authorized"):
 		return fmt.Errorf("%w (is the client registered under that authentication name, or does the token have the role EventGrid TopicSpaces Publisher or Subscriber?)", err)
-	case strings.Contains(text, "not authorized") && c.cfg.Auth == "sas":
+	case strings.Contains(text, "not authorized") && c.cfg.Auth != "x509":
 		return fmt.Errorf("%w (is the device enabled, is key its symmetric key, and is the clock right?)", err)
 	case strings.Contains(text, "not authorized"):
 		return fmt.Errorf("%w (is the device enabled, and is its certificate's thumbprint or CA registered with the common name %q?)", err, device)

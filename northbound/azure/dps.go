@@ -26,6 +26,8 @@ const (
 type assignment struct {
 	Hub    string `json:"hub"`
 	Device string `json:"device"`
+
+	key string // of the device, for the TPM to activate; empty but for TPM attestation
 }
 
 // registration gives the registration id of a device: its own id, but for the gateway's where that is configured.
@@ -54,10 +56,34 @@ func (c *Connector) provisioned(ctx context.Context, registration string) (assig
 		c.assign(registration, a)
 		return a, nil
 	}
-	a, err := c.provision(ctx, registration)
+	return c.provisionAnew(ctx, registration)
+}
+
+// Provision is northbound.Provisioner's.
+func (c *Connector) Provision(ctx context.Context) (note string, err error) {
+	if c.cfg.Service != "iothub" || c.cfg.Endpoint != "" {
+		return "", errors.New("the file names the endpoint: there is nothing to ask the provisioning service, which id_scope without endpoint would")
+	}
+	a, err := c.provisionAnew(ctx, c.registration(c.deviceID()))
+	if err != nil {
+		return "", err
+	}
+	return "device " + a.Device + " of " + a.Hub, nil
+}
+
+// provisionAnew asks the service and keeps its answer.
+func (c *Connector) provisionAnew(ctx context.Context, registration string) (assignment, error) {
+	ctx, cancel := context.WithTimeout(ctx, longestAssign)
+	defer cancel()
+	provision := c.provision
+	if c.cfg.Auth == "tpm" {
+		provision = c.provisionTPM
+	}
+	a, err := provision(ctx, registration)
 	if err != nil {
 		return a, fmt.Errorf("provisioning: %w", err)
 	}
+	path := c.assignmentPath(registration)
 	if data, err := json.Marshal(a); err == nil {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			c.env.Log.Warn("the assignment cannot be kept: the provisioning service will be asked again", "error", err)
@@ -85,10 +111,8 @@ func (c *Connector) forgetAssignment(registration string) {
 	os.Remove(c.assignmentPath(registration))
 }
 
-// provision registers with the service and waits for the assignment.
+// provision registers with the service over MQTT and waits for the assignment.
 func (c *Connector) provision(ctx context.Context, id string) (assignment, error) {
-	ctx, cancel := context.WithTimeout(ctx, longestAssign)
-	defer cancel()
 	address, err := c.address(ctx, id, c.cfg.Provisioning, "/$iothub/websocket")
 	if err != nil {
 		return assignment{}, err
@@ -182,6 +206,9 @@ func readRegistration(status string, body []byte) (operation string, a assignmen
 			Device  string `json:"deviceId"`
 			Code    int    `json:"errorCode"`
 			Message string `json:"errorMessage"`
+			TPM     struct {
+				Key string `json:"authenticationKey"`
+			} `json:"tpm"`
 		} `json:"registrationState"`
 		Code    int    `json:"errorCode"`
 		Message string `json:"message"`
@@ -200,7 +227,7 @@ func readRegistration(status string, body []byte) (operation string, a assignmen
 		if answer.State.Hub == "" || answer.State.Device == "" {
 			return "", a, errors.New("an assignment without hub")
 		}
-		return "", assignment{answer.State.Hub, answer.State.Device}, nil
+		return "", assignment{answer.State.Hub, answer.State.Device, answer.State.TPM.Key}, nil
 	case "assigning", "unassigned":
 		return answer.Operation, a, nil
 	case "failed", "disabled":

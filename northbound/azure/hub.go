@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/northbound"
 	"github.com/drawbridge/drawbridge/northbound/mqtt"
@@ -60,9 +61,12 @@ func (c *Connector) hubLogin(ctx context.Context, device string) (mqtt.Address, 
 	if c.cfg.ModelID != "" {
 		o.Username += "&model-id=" + escape(c.cfg.ModelID)
 	}
-	if c.cfg.Auth == "sas" {
+	if c.cfg.Auth != "x509" {
 		var token string
 		if token, expires, err = c.signature(ctx, device, host+"/devices/"+device, ""); err != nil {
+			if c.cfg.Auth == "tpm" && errors.Is(err, hwcrypto.ErrNoKey) { // the TPM was cleared, or is another
+				c.forgetAssignment(c.registration(device))
+			}
 			return address, o, expires, err
 		}
 		o.Password = []byte(token)

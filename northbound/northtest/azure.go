@@ -122,14 +122,20 @@ func (h *Hub) admit(l *broker.Login) broker.Answer {
 		}
 		return broker.Answer{}
 	}
-	if !h.signed(string(l.Password), id, resource, policy) {
+	key := h.Key
+	if h.Group {
+		group := hmac.New(sha256.New, h.Key)
+		group.Write([]byte(id))
+		key = group.Sum(nil)
+	}
+	if !h.signed(key, string(l.Password), resource, policy) {
 		return no
 	}
 	return broker.Answer{}
 }
 
 // signed checks a shared access signature. It is written from its description, not from the connector.
-func (h *Hub) signed(token, id, resource, policy string) bool {
+func (h *Hub) signed(key HMAC, token, resource, policy string) bool {
 	rest, ok := strings.CutPrefix(token, "SharedAccessSignature ")
 	fields := map[string]string{}
 	for part := range strings.SplitSeq(rest, "&") {
@@ -142,12 +148,6 @@ func (h *Hub) signed(token, id, resource, policy string) bool {
 	se, err4 := strconv.ParseInt(fields["se"], 10, 64)
 	if !ok || err1 != nil || err2 != nil || err3 != nil || err4 != nil || sr != resource || fields["skn"] != policy || time.Now().Unix() > se {
 		return false
-	}
-	key := h.Key
-	if h.Group {
-		group := hmac.New(sha256.New, h.Key)
-		group.Write([]byte(id))
-		key = group.Sum(nil)
 	}
 	mac := hmac.New(sha256.New, key)
 	fmt.Fprintf(mac, "%s\n%d", fields["sr"], se)
