@@ -23,7 +23,8 @@ func (a *app) enrollVerb() *cobra.Command {
 		Use:   "enroll [NAME]",
 		Short: "Obtain a certificate for a key, from its EST server or its platform, or a first token by the device flow",
 		Long: `NAME is that of a [key.NAME] with est = "...", whose key is made in its chip where there is none and certified by RFC 7030; or of a
-[connector.NAME] whose platform certifies its key (AWS fleet provisioning); or of a [token.NAME] with the device flow (RFC 8628), for which a
+[connector.NAME] whose platform certifies its key (AWS fleet provisioning) or says where the gateway belongs (Azure's Device Provisioning
+Service, by certificate, symmetric key or TPM); or of a [token.NAME] with the device flow (RFC 8628), for which a
 person is told where to go and what to type there.
 Without NAME, every key that has an EST server and no valid certificate is enrolled.`,
 		Args: cobra.MaximumNArgs(1),
@@ -108,7 +109,7 @@ func (a *app) enrollToken(ctx context.Context, cfg *config.Config, name string) 
 	return err
 }
 
-// enrollAtPlatform has a connector's key certified by its platform, for a request that is signed in the chip.
+// enrollAtPlatform has a connector's key certified by its platform, for a request that is signed in the chip, or the gateway assigned to its place.
 func (a *app) enrollAtPlatform(ctx context.Context, cfg *config.Config, name string) error {
 	log := slog.New(slog.DiscardHandler)
 	ring, err := openKeys(ctx, cfg, log, nil, time.Now)
@@ -119,6 +120,13 @@ func (a *app) enrollAtPlatform(ctx context.Context, cfg *config.Config, name str
 	g := &gateway{parts: parts{kinds: kinds(), log: log}, now: time.Now, keys: ring}
 	built, err := g.openConnector(cfg, cfg.Connectors[name])
 	if err != nil {
+		return err
+	}
+	if p, ok := built.Connector.(northbound.Provisioner); ok {
+		note, err := p.Provision(ctx)
+		if err == nil {
+			_, err = fmt.Fprintf(a.out, "%s: %s\n", name, note)
+		}
 		return err
 	}
 	platform, ok := built.Connector.(northbound.Enroller)
