@@ -3,6 +3,7 @@ package coap
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
@@ -58,42 +59,68 @@ func TestDeviceForAnother(t *testing.T) {
 	}
 }
 
-// TestDevicesBehindNAT puts a device behind a real NAT that forgets its mapping before each report. The device is TestDeviceForAnother, and
-// the program that $DRAWBRIDGE_TEST_DEVICE names, where one does: of another DTLS stack, and in all else like TestDeviceForAnother.
-func TestDevicesBehindNAT(t *testing.T) {
-	ip, iptables := program(t, "ip"), program(t, "iptables")
+// network is made of namespaces, which go when the test ends.
+type network struct {
+	t  *testing.T
+	ip string // the program
+	id string
+}
+
+func newNetwork(t *testing.T) *network {
+	t.Helper()
+	ip := program(t, "ip")
 	if os.Getuid() != 0 {
 		if os.Getenv("CI") != "" {
 			t.Fatal("network namespaces need root")
 		}
 		t.Skip("network namespaces need root")
 	}
-	id := fmt.Sprintf("dbt%d", os.Getpid())
-	srv, nat, dev := id+"s", id+"n", id+"d"
-	sh := func(args ...string) {
-		t.Helper()
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
-		}
+	return &network{t, ip, "db" + strings.ToLower(rand.Text()[:8])}
+}
+
+func (n *network) run(args ...string) {
+	n.t.Helper()
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		n.t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
 	}
-	in := func(ns string, args ...string) { t.Helper(); sh(append([]string{ip, "netns", "exec", ns}, args...)...) }
-	for _, ns := range []string{srv, nat, dev} {
-		sh(ip, "netns", "add", ns)
-		t.Cleanup(func() { exec.Command(ip, "netns", "del", ns).Run() })
-		in(ns, ip, "link", "set", "lo", "up")
-	}
-	link := func(a, aAddr, b, bAddr, aName, bName string) {
-		sh(ip, "-n", a, "link", "add", aName, "type", "veth", "peer", "name", bName, "netns", b)
-		sh(ip, "-n", a, "addr", "add", aAddr, "dev", aName)
-		sh(ip, "-n", b, "addr", "add", bAddr, "dev", bName)
-		sh(ip, "-n", a, "link", "set", aName, "up")
-		sh(ip, "-n", b, "link", "set", bName, "up")
-	}
-	link(nat, "198.51.100.1/24", srv, "198.51.100.2/24", "out", "in")
-	link(nat, "10.9.0.1/24", dev, "10.9.0.2/24", "lan", "wan")
-	sh(ip, "-n", dev, "route", "add", "default", "via", "10.9.0.1")
-	in(nat, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-	in(nat, iptables, "-t", "nat", "-A", "POSTROUTING", "-o", "out", "-p", "udp", "-j", "MASQUERADE", "--random-fully")
+}
+
+// in runs a program in a namespace.
+func (n *network) in(ns string, args ...string) {
+	n.t.Helper()
+	n.run(append([]string{n.ip, "netns", "exec", ns}, args...)...)
+}
+
+func (n *network) namespace(name string) string {
+	n.t.Helper()
+	ns := n.id + name
+	n.run(n.ip, "netns", "add", ns)
+	n.t.Cleanup(func() { exec.Command(n.ip, "netns", "del", ns).Run() })
+	n.in(ns, n.ip, "link", "set", "lo", "up")
+	return ns
+}
+
+// link ties two namespaces by a pair of interfaces.
+func (n *network) link(a, aAddr, b, bAddr, aName, bName string) {
+	n.t.Helper()
+	n.run(n.ip, "-n", a, "link", "add", aName, "type", "veth", "peer", "name", bName, "netns", b)
+	n.run(n.ip, "-n", a, "addr", "add", aAddr, "dev", aName)
+	n.run(n.ip, "-n", b, "addr", "add", bAddr, "dev", bName)
+	n.run(n.ip, "-n", a, "link", "set", aName, "up")
+	n.run(n.ip, "-n", b, "link", "set", bName, "up")
+}
+
+// TestDevicesBehindNAT puts a device behind a real NAT that forgets its mapping before each report. The device is TestDeviceForAnother, and
+// the program that $DRAWBRIDGE_TEST_DEVICE names, where one does: of another DTLS stack, and in all else like TestDeviceForAnother.
+func TestDevicesBehindNAT(t *testing.T) {
+	iptables := program(t, "iptables")
+	n := newNetwork(t)
+	srv, nat, dev := n.namespace("s"), n.namespace("n"), n.namespace("d")
+	n.link(nat, "198.51.100.1/24", srv, "198.51.100.2/24", "out", "in")
+	n.link(nat, "10.9.0.1/24", dev, "10.9.0.2/24", "lan", "wan")
+	n.run(n.ip, "-n", dev, "route", "add", "default", "via", "10.9.0.1")
+	n.in(nat, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	n.in(nat, iptables, "-t", "nat", "-A", "POSTROUTING", "-o", "out", "-p", "udp", "-j", "MASQUERADE", "--random-fully")
 
 	type device struct {
 		args []string
@@ -108,10 +135,10 @@ func TestDevicesBehindNAT(t *testing.T) {
 	for name, d := range devices {
 		t.Run(name, func(t *testing.T) {
 			cid := d.cid
-			g := &gateway{dir: t.TempDir(), listen: "198.51.100.2:5684", took: map[string]int{}, within: []string{ip, "netns", "exec", srv}}
+			g := &gateway{dir: t.TempDir(), listen: "198.51.100.2:5684", took: map[string]int{}, within: []string{n.ip, "netns", "exec", srv}}
 			g.start(t)
 			defer g.kill()
-			cmd := exec.Command(ip, append([]string{"netns", "exec", dev}, d.args...)...)
+			cmd := exec.Command(n.ip, append([]string{"netns", "exec", dev}, d.args...)...)
 			cmd.Env = append(os.Environ(), "DRAWBRIDGE_TEST_SERVER="+g.listen)
 			if cid {
 				cmd.Env = append(cmd.Env, "DRAWBRIDGE_TEST_CID=1")
@@ -137,19 +164,19 @@ func TestDevicesBehindNAT(t *testing.T) {
 			for i := range rebindings + 1 {
 				io.WriteString(stdin, fmt.Sprintf("%d\n", i))
 				var code string
-				var n int
+				var handshakes int
 				for lines.Scan() {
 					if rest, ok := strings.CutPrefix(lines.Text(), "answer "); ok {
-						fmt.Sscan(rest, &code, &n)
+						fmt.Sscan(rest, &code, &handshakes)
 						break
 					}
 				}
-				if code != "2.04" || cid && n != 1 || !cid && n < i+1 {
-					t.Fatalf("after %d rebindings: %q, %d handshakes", i, code, n)
+				if code != "2.04" || cid && handshakes != 1 || !cid && handshakes < i+1 {
+					t.Fatalf("after %d rebindings: %q, %d handshakes", i, code, handshakes)
 				}
 				// MASQUERADE forgets its mappings when the link goes down; the next one gets another port.
-				sh(ip, "-n", nat, "link", "set", "out", "down")
-				sh(ip, "-n", nat, "link", "set", "out", "up")
+				n.run(n.ip, "-n", nat, "link", "set", "out", "down")
+				n.run(n.ip, "-n", nat, "link", "set", "out", "up")
 			}
 			g.mu.Lock()
 			defer g.mu.Unlock()
