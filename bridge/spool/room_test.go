@@ -192,7 +192,8 @@ func TestDropOldestMakesRoomAndCounts(t *testing.T) {
 	got := drain(t, s, "a")
 	balance(t, s)
 	line, st := s.Ledger()[0], s.Stats()
-	if got[len(got)-1] != all-1 || len(got) < 300 || line.Expired != uint64(all-len(got)) || st.Dropped != line.Expired || line.Dead != 0 {
+	// Some may have gone between Read and Settle.
+	if got[len(got)-1] != all-1 || len(got) < 300 || line.Expired < uint64(all-len(got)) || line.Delivered+line.Expired != all || st.Dropped != line.Expired {
 		t.Errorf("%d read, last %d; %+v; %d dropped", len(got), got[len(got)-1], line, st.Dropped)
 	}
 }
