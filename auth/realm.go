@@ -70,8 +70,8 @@ type device struct {
 type tables struct {
 	devices      map[string]*device
 	psk          map[string]*device // by PSK identity
-	pskDecoys    []*device // those whose key is read
-	pskInChip    bool      // there are others
+	pskDecoys    []*device          // those whose key is read
+	pskInChip    bool               // there are others
 	passDecoys   []*device
 	fingerprints map[[32]byte]*device
 	names        map[string]*device // by SAN or CN, folded
