@@ -38,6 +38,7 @@ the file that goes on from there. DRAWBRIDGE_TPM names another TPM for that than
 			defer runtime.KeepAlive(weight)
 			p := parts{records: status.NewRecorder(recordLines), notify: sdnotify.New(os.Getenv), sockets: sdnotify.Files(os.Getenv)}
 			p.log = slog.New(p.records.Handler(newLog(a.err, cfg.Log)))
+			noCore(p.log)
 			return serve(c.Context(), a.config(), p, func() {
 				if isFirst(a.config()) {
 					sayNext(a.err, a.config())
