@@ -10,7 +10,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 )
 
-func TestBlock1_TD_COAP_BLOCK_03_04(t *testing.T) {
+func TestBlock1(t *testing.T) {
 	content := bytes.Repeat([]byte("0123456789abcdef"), 10)
 	part := func(w *wire, mid uint16, token string, num uint32, szx uint8, opts ...message.Option) packet {
 		b := block{num: num, szx: szx}
@@ -108,7 +108,7 @@ func TestBlock1_TD_COAP_BLOCK_03_04(t *testing.T) {
 	})
 }
 
-func TestBlock2_TD_COAP_BLOCK_01_02(t *testing.T) {
+func TestBlock2(t *testing.T) {
 	w := newWire(t, nil)
 	content := strings.Repeat("0123456789abcdef", 200)
 	for i := range uint32(4) {

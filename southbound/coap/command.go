@@ -250,10 +250,20 @@ func (t *turn) acknowledged(s *session, p *packet) {
 func (t *turn) wasReset(s *session, mid uint16) {
 	x := t.l.transmission(s, mid)
 	if x == nil {
+		if s.talk != nil {
+			for _, o := range s.talk.observed {
+				if o.mid == mid { // a notification that was not confirmable
+					t.forgetObservation(s, o)
+					return
+				}
+			}
+		}
 		return
 	}
 	t.l.untrack(x)
 	switch c := x.cmd; {
+	case x.seen != nil:
+		t.forgetObservation(s, x.seen)
 	case c == nil:
 	case c.seen != nil: // it has forgotten its observation: the command goes as a request
 		s.talk.forget(c.seen.token)
@@ -340,8 +350,9 @@ type transmission struct {
 	wait  time.Duration
 	due   time.Time
 	acked bool
-	cmd   *command // nil for an answer of its own
-	index int      // in the heap; -1 when it is not there
+	cmd   *command     // nil for an answer of its own, and where seen is not
+	seen  *observation // it is a notification of a last value
+	index int          // in the heap; -1 when it is not there
 }
 
 // transmissions is a heap by due.
@@ -407,6 +418,9 @@ func (l *listener) retransmit(t *turn) {
 		}
 		if x.acked || x.tries >= l.cfg.MaxRetransmit {
 			l.untrack(x)
+			if x.seen != nil {
+				t.forgetObservation(x.s, x.seen)
+			}
 			if c := x.cmd; c != nil {
 				if c.seen != nil && x.s.talk != nil {
 					x.s.talk.forget(c.seen.token) // RFC 7641 section 4.5

@@ -196,7 +196,7 @@ func TestCommandInBlocks(t *testing.T) {
 	}
 }
 
-func TestCommandAsNotification_TD_COAP_OBS_01_02(t *testing.T) {
+func TestCommandAsNotification(t *testing.T) {
 	w := newWire(t, nil)
 	p := w.one(w.feed(w.request(con, codes.GET, 1, "obs", "/actuators/setpoint", nil, uintOption(message.Observe, 0))))
 	first, there := p.number(message.Observe)
@@ -225,7 +225,7 @@ func TestCommandAsNotification_TD_COAP_OBS_01_02(t *testing.T) {
 	}
 }
 
-func TestObservationEndsWhenTheDeviceSaysSo_TD_COAP_OBS_03(t *testing.T) {
+func TestObservationEndsWhenTheDeviceSaysSo(t *testing.T) {
 	w := newWire(t, nil)
 	w.feed(w.request(con, codes.GET, 1, "obs", "/actuators/setpoint", nil, uintOption(message.Observe, 0)))
 	w.feed(w.request(con, codes.GET, 2, "obs", "/actuators/setpoint", nil, uintOption(message.Observe, 1)))

@@ -222,7 +222,7 @@ func (l *listener) revive(ctx context.Context, t *turn, known map[[12]byte]*sess
 	addr := netip.AddrPortFrom(netip.AddrFrom16(ip).Unmap(), uint16(l.file.Word(slot, wordPort)))
 	s := &session{conn: conn, addr: addr, id: &id, since: time.Unix(k.Since, 0), seen: seen, credit: unlimited, slot: slot, doubted: l.file.Rebooted()}
 	for _, o := range k.Observed {
-		s.speak().observed = append(s.talk.observed, &observation{resource: o.Resource, token: o.Token, seq: o.Seq + 1<<16})
+		s.speak().observed = append(s.talk.observed, &observation{resource: o.Resource, token: o.Token, seq: o.Seq + 1<<16, format: anyFormat})
 	}
 	l.recall(s, t.now)
 	l.file.SetWord(slot, wordSent, sent+reserve)

@@ -248,6 +248,11 @@ func (t *turn) forgetValue(s *session, p *packet, path []byte) {
 	}
 	vs.remove(vs.byDevice[device][string(path)])
 	t.say(s, p, codes.Deleted, nil)
+	for _, s := range t.l.byDevice[device] { // where commands may still come there is still a resource
+		if o := s.talk.observation(string(path)); o != nil && !t.l.commandable(s.id, o.resource) {
+			t.endObservation(s, o, codes.NotFound)
+		}
+	}
 }
 
 // deviceOf gives the device that a request is of. Without DTLS the request names it.

@@ -19,9 +19,7 @@ const (
 	rst  = message.Reset
 )
 
-// The names of the ETSI plugtest cases (TD_COAP_CORE, TD_COAP_BLOCK, TD_COAP_OBS, TD_COAP_LINK) stand where a test does what a case asks.
-
-func TestConfirmableReportIsAnsweredInItsACK_TD_COAP_CORE_02_03(t *testing.T) {
+func TestConfirmableReportIsAnsweredInItsACK(t *testing.T) {
 	for _, code := range []codes.Code{codes.POST, codes.PUT, patch, ipatch} {
 		w := newWire(t, nil)
 		p := w.one(w.feed(w.request(con, code, 7, "tok", "/a/b", []byte("21"))))
@@ -34,7 +32,7 @@ func TestConfirmableReportIsAnsweredInItsACK_TD_COAP_CORE_02_03(t *testing.T) {
 	}
 }
 
-func TestNonConfirmableReportIsAnsweredByNON_TD_COAP_CORE_06_07(t *testing.T) {
+func TestNonConfirmableReportIsAnsweredByNON(t *testing.T) {
 	w := newWire(t, nil)
 	p := w.one(w.feed(w.request(non1, codes.POST, 7, "t", "/a", []byte("1"))))
 	if p.typ != non1 || p.mid == 7 || string(p.token) != "t" || p.code != codes.Changed {
@@ -45,7 +43,7 @@ func TestNonConfirmableReportIsAnsweredByNON_TD_COAP_CORE_06_07(t *testing.T) {
 	}
 }
 
-func TestSlowReportGetsASeparateAnswer_TD_COAP_CORE_09(t *testing.T) {
+func TestSlowReportGetsASeparateAnswer(t *testing.T) {
 	w := newWire(t, nil)
 	w.up.Hold()
 	req := w.request(con, codes.POST, 7, "tok", "/a", []byte("1"))
@@ -226,7 +224,7 @@ func TestNoResponse(t *testing.T) {
 	}
 }
 
-func TestWellKnownCore_TD_COAP_LINK_01(t *testing.T) {
+func TestWellKnownCore(t *testing.T) {
 	w := newWire(t, nil)
 	p := w.one(w.feed(w.request(con, codes.GET, 1, "t", "/.well-known/core", nil)))
 	if f, _ := p.number(message.ContentFormat); p.code != codes.Content || f != 40 || !strings.HasPrefix(string(p.payload), "</.well-known/core>") {
@@ -254,7 +252,7 @@ func TestTooManyReportsAtATimeAreRefused(t *testing.T) {
 	}
 }
 
-func TestLastValueIsRead_TD_COAP_CORE_01_04_21_22(t *testing.T) {
+func TestLastValueIsRead(t *testing.T) {
 	w := newWire(t, nil)
 	mid := uint16(0)
 	ask := func(code codes.Code, payload string, opts ...message.Option) packet {
@@ -302,7 +300,7 @@ func TestLastValueIsRead_TD_COAP_CORE_01_04_21_22(t *testing.T) {
 	}
 }
 
-func TestLastValueIsObserved_TD_COAP_OBS(t *testing.T) {
+func TestLastValueIsObserved(t *testing.T) {
 	w := newWire(t, nil)
 	w.feed(w.request(con, codes.GET, 1, "obs", "/a", nil, uintOption(message.Observe, 0)))
 	list := w.feed(w.request(con, codes.PUT, 2, "t", "/a", []byte("21")))
@@ -311,7 +309,7 @@ func TestLastValueIsObserved_TD_COAP_OBS(t *testing.T) {
 	}
 }
 
-func TestWellKnownCoreIsFiltered_TD_COAP_LINK_02(t *testing.T) {
+func TestWellKnownCoreIsFiltered(t *testing.T) {
 	w := newWire(t, nil)
 	w.feed(w.request(con, codes.PUT, 1, "t", "/sensors/temp", []byte("1"), uintOption(message.ContentFormat, 50)))
 	w.feed(w.request(con, codes.PUT, 2, "t", "/sensors/a b", []byte("1")))

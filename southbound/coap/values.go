@@ -115,16 +115,8 @@ func (t *turn) took(p *pending) {
 	}
 	t.l.values.set(device, p.resource, p.format, p.payload)
 	for _, s := range t.l.byDevice[device] {
-		if s.talk == nil {
-			continue
-		}
-		if o := s.talk.observation(p.resource); o != nil && s.holds(len(p.payload)) {
-			m := message.Message{Type: message.NonConfirmable, Code: codes.Content, MessageID: int32(s.nextMID()), Token: o.token, Payload: p.payload}
-			m.Options = append(m.Options, uintOption(message.Observe, o.next()))
-			if p.format >= 0 {
-				m.Options = append(m.Options, uintOption(message.ContentFormat, uint32(p.format)))
-			}
-			t.sendMessage(s, &m)
+		if o := s.talk.observation(p.resource); o != nil {
+			t.notify(s, o, &value{format: p.format, payload: p.payload})
 		}
 	}
 }
