@@ -43,22 +43,9 @@ Exit status 0: run and reload would take it; 2: they would not.`,
 
 // load reads the file, or what stands for it at a first start, and compiles its routes; it tells the mistakes of both together.
 func load(path string, k builtin) (*config.Config, *bridge.Table, error) {
-	var cfg *config.Config
-	var err error
-	if isFirst(path) {
-		cfg, err = config.Parse(path, firstFile(os.Getenv), k.config())
-	} else {
-		cfg, err = config.Load(path, k.config())
-	}
+	cfg, err := read(path, k)
 	if cfg == nil {
-		if _, bad := errors.AsType[config.Errors](err); bad {
-			return nil, nil, err
-		}
-		f := &failure{code: exitUsage, err: err}
-		if errors.Is(err, fs.ErrNotExist) {
-			f.hint = "`drawbridge init` writes one; or try `drawbridge demo`, which needs none"
-		}
-		return nil, nil, f
+		return nil, nil, err
 	}
 	table, wrong := bridge.Compile(cfg)
 	if err := config.Join(err, wrong, checkURIs(cfg)); err != nil {
@@ -68,6 +55,26 @@ func load(path string, k builtin) (*config.Config, *bridge.Table, error) {
 		return nil, nil, err
 	}
 	return cfg, table, nil
+}
+
+// read reads the file, or what stands for it at a first start. A file with mistakes comes with them; nil where it cannot be read at all.
+func read(path string, k builtin) (cfg *config.Config, err error) {
+	if isFirst(path) {
+		cfg, err = config.Parse(path, firstFile(os.Getenv), k.config())
+	} else {
+		cfg, err = config.Load(path, k.config())
+	}
+	if cfg != nil {
+		return cfg, err
+	}
+	if _, bad := errors.AsType[config.Errors](err); bad {
+		return nil, err
+	}
+	f := &failure{code: exitUsage, err: err}
+	if errors.Is(err, fs.ErrNotExist) {
+		f.hint = "`drawbridge init` writes one; or try `drawbridge demo`, which needs none"
+	}
+	return nil, f
 }
 
 // checkURIs parses the URIs of keys, which the package config does not understand.

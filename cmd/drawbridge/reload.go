@@ -14,7 +14,10 @@ func (a *app) reloadVerb() *cobra.Command {
 		Long: `Asks the running gateway to read its configuration again, all or nothing.
 A file with a mistake changes nothing: every mistake is printed and the exit status is 2.`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			// The socket is that of the file in force; where the new file is bad, the gateway says so itself.
+			// Here each mistake is told with its line; what only shows in earnest, the gateway says itself.
+			if _, _, err := load(a.config(), kinds()); err != nil {
+				return err
+			}
 			client, err := a.client()
 			if err != nil {
 				return err

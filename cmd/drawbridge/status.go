@@ -8,10 +8,11 @@ import (
 	"github.com/drawbridge/drawbridge/status"
 )
 
-// client reaches the running gateway that the configuration names.
+// client reaches the running gateway that the configuration names. Mistakes of the file are no hindrance: it may be one of them, such
+// as a file that has become unreadable, that somebody wants to see.
 func (a *app) client() (*status.Client, error) {
-	cfg, _, err := load(a.config(), kinds())
-	if err != nil {
+	cfg, err := read(a.config(), kinds())
+	if cfg == nil {
 		return nil, err
 	}
 	return status.NewClient(string(cfg.Status.Socket)), nil
