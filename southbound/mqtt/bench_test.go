@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -31,11 +33,11 @@ type opponent struct {
 }
 
 // opponents starts both. They serve the same certificate type to the same clients; ours says yes after fdatasync, mosquitto without.
-func opponents(t *testing.T, withTLS bool) []*opponent {
+func opponents(t testing.TB, withTLS bool) []*opponent {
 	t.Helper()
 	broker := program(t, "mosquitto")
 	cmd, g := child(t, orders{Dir: t.TempDir(), TLS: withTLS})
-	ours := &opponent{name: "ours", addr: g.Addr, pid: cmd.Process.Pid}
+	ours := &opponent{name: "drawbridge", addr: g.Addr, pid: cmd.Process.Pid}
 	site := southtest.NewSite(t)
 	crt, key := site.IssueFiles(t, "localhost")
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -92,146 +94,178 @@ func (o *opponent) dial(id string) (net.Conn, error) {
 	return nc, nil
 }
 
-// bench skips where nobody wants to measure.
-func bench(t *testing.T) {
-	t.Helper()
-	if os.Getenv("DRAWBRIDGE_BENCH") == "" {
-		t.Skip("set DRAWBRIDGE_BENCH=1 to measure")
-	}
+// spread is the lowest, the middle and the highest of what was measured.
+func spread(v []float64) string {
+	v = slices.Sorted(slices.Values(v))
+	return fmt.Sprintf("%.2f (min %.2f, max %.2f of %d rounds)", v[len(v)/2], v[0], v[len(v)-1], len(v))
 }
 
-// TestBenchIdle measures connects and what an idle TLS connection weighs, beside mosquitto in the same run.
-func TestBenchIdle(t *testing.T) {
-	bench(t)
-	idle, err := strconv.Atoi(os.Getenv("DRAWBRIDGE_BENCH_CONNECTIONS"))
-	if err != nil {
-		idle = 2000
-	}
-	for _, o := range opponents(t, true) {
-		before, used := rss(t, o.pid), cpu(t, o.pid)
+// BenchmarkBesideMosquittoIdle measures what TLS connections with ECDSA P-256 cost to make and to keep, beside mosquitto in the same run.
+func BenchmarkBesideMosquittoIdle(b *testing.B) {
+	const idle = 10000
+	var perSecond, weight []float64
+	for _, o := range opponents(b, true) {
+		before, used := rss(b, o.pid), cpu(b, o.pid)
 		began := time.Now()
-		var failed atomic.Int64
-		conns := make([]net.Conn, idle)
-		var wg sync.WaitGroup
-		for w := range 8 {
-			wg.Go(func() {
-				for i := w; i < idle; i += 8 {
-					nc, err := o.dial(fmt.Sprintf("idle-%d", i))
-					if err != nil {
-						failed.Add(1)
-						continue
-					}
-					conns[i] = nc
-				}
-			})
-		}
-		wg.Wait()
+		conns := o.dialAll(b, idle)
 		took := time.Since(began)
-		spent := cpu(t, o.pid) - used
-		time.Sleep(8 * time.Second) // buffers and stacks of the handshake are given back
-		t.Logf("%-9s %d idle TLS connections (%d failed): %.0f connects/s, %.2f ms CPU each, %.1f KiB RSS each",
-			o.name, idle, failed.Load(), float64(idle)/took.Seconds(), spent.Seconds()*1000/float64(idle), float64(rss(t, o.pid)-before)/1024/float64(idle))
+		spent := cpu(b, o.pid) - used
+		time.Sleep(6 * time.Second) // buffers and stacks of the handshake are given back
+		perSecond = append(perSecond, idle/took.Seconds())
+		weight = append(weight, float64(rss(b, o.pid)-before)/1024/idle)
+		fmt.Printf("bench: %d idle TLS connections (ECDSA P-256, both sides on %d processors): %-10s %5.0f connects/s, %.2f ms CPU each, %.1f KiB RSS each\n",
+			idle, runtime.NumCPU(), o.name, perSecond[len(perSecond)-1], spent.Seconds()*1000/idle, weight[len(weight)-1])
 		for _, nc := range conns {
-			if nc != nil {
+			nc.Close()
+		}
+	}
+	fmt.Printf("bench: %d idle TLS connections: drawbridge / mosquitto = %.2f connects/s, %.2f RSS each\n", idle, perSecond[0]/perSecond[1], weight[0]/weight[1])
+	b.ReportMetric(0, "ns/op")
+}
+
+// dialAll connects n clients, eight at a time.
+func (o *opponent) dialAll(b *testing.B, n int) []net.Conn {
+	b.Helper()
+	conns := make([]net.Conn, n)
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := w; i < n; i += 8 {
+				nc, err := o.dial(fmt.Sprintf("client-%d", i))
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				conns[i] = nc
+			}
+		})
+	}
+	wg.Wait()
+	if b.Failed() {
+		b.FailNow()
+	}
+	return conns
+}
+
+// BenchmarkBesideMosquittoIngest measures publishes of 64 octets from devices, beside mosquitto in the same run. The gateway says yes after
+// fdatasync, mosquitto does not store anything.
+func BenchmarkBesideMosquittoIngest(b *testing.B) {
+	const rounds, each = 3, 500 * time.Millisecond
+	for _, withTLS := range []bool{false, true} {
+		how := "plain"
+		if withTLS {
+			how = "TLS"
+		}
+		both := opponents(b, withTLS)
+		for _, load := range [][2]int{{1, 50}, {50, 50}, {500, 10}} {
+			conns := [][]net.Conn{both[0].dialAll(b, load[0]), both[1].dialAll(b, load[0])}
+			for qos := range byte(3) {
+				var rates, costs [2][]float64
+				var ratios []float64
+				for range rounds {
+					for i, o := range both {
+						rate, micros := o.ingest(b, conns[i], qos, load[1], each)
+						rates[i], costs[i] = append(rates[i], rate), append(costs[i], micros)
+					}
+					ratios = append(ratios, rates[0][len(rates[0])-1]/rates[1][len(rates[1])-1])
+				}
+				what := fmt.Sprintf("MQTT ingest, %s, QoS %d, %3d publishers", how, qos, load[0])
+				for i, o := range both {
+					fmt.Printf("bench: %s: %-10s %7.0f/s, %.1f µs CPU each\n", what, o.name, slices.Max(rates[i]), slices.Min(costs[i]))
+				}
+				fmt.Printf("bench: %s: drawbridge / mosquitto = %s\n", what, spread(ratios))
+			}
+			for _, nc := range slices.Concat(conns...) {
 				nc.Close()
 			}
 		}
 	}
+	b.ReportMetric(0, "ns/op")
 }
 
-// TestBenchIngest measures publishes from devices, beside mosquitto in the same run.
-func TestBenchIngest(t *testing.T) {
-	bench(t)
-	for _, withTLS := range []bool{false, true} {
-		for _, qos := range []byte{1, 2, 0} {
-			for _, load := range [][2]int{{1, 50}, {50, 50}, {500, 10}} {
-				figures := map[string]float64{}
-				for _, o := range opponents(t, withTLS) {
-					rate, spent := o.ingest(t, qos, load[0], load[1], 3*time.Second)
-					figures[o.name] = rate
-					t.Logf("%-9s tls=%v QoS %d, %3d publishers x %d: %8.0f msg/s, %.1f µs CPU each", o.name, withTLS, qos, load[0], load[1], rate, spent)
-				}
-				t.Logf("ratio     tls=%v QoS %d, %3d publishers: %.2f", withTLS, qos, load[0], figures["ours"]/figures["mosquitto"])
-			}
-		}
-	}
-}
-
-// ingest publishes 64 octets from n clients with window messages each in flight, for a while.
-func (o *opponent) ingest(t *testing.T, qos byte, n, window int, d time.Duration) (perSecond, micros float64) {
-	t.Helper()
+// ingest publishes over the connections with window messages each in flight, for a while.
+func (o *opponent) ingest(b *testing.B, conns []net.Conn, qos byte, window int, d time.Duration) (perSecond, micros float64) {
+	b.Helper()
 	var count atomic.Int64
 	var wg sync.WaitGroup
-	stop := time.Now().Add(d)
-	used, began := cpu(t, o.pid), time.Now()
-	for i := range n {
-		nc, err := o.dial(fmt.Sprintf("pub-%d", i))
-		if err != nil {
-			t.Fatal(err)
-		}
+	used, began := cpu(b, o.pid), time.Now()
+	stop := began.Add(d)
+	for _, nc := range conns {
 		wg.Go(func() {
-			defer nc.Close()
-			nc.SetDeadline(stop.Add(10 * time.Second))
-			count.Add(publishFor(nc, qos, window, stop))
+			nc.SetDeadline(stop.Add(patience))
+			n, err := publishFor(nc, qos, window, stop)
+			if err != nil {
+				b.Errorf("%s: %v", o.name, err)
+			}
+			count.Add(n)
 		})
 	}
 	wg.Wait()
 	took := time.Since(began)
+	if b.Failed() {
+		b.FailNow()
+	}
 	total := float64(count.Load())
-	return total / took.Seconds(), (cpu(t, o.pid) - used).Seconds() * 1e6 / total
+	return total / took.Seconds(), (cpu(b, o.pid) - used).Seconds() * 1e6 / total
 }
 
-// publishFor keeps window publishes in flight until stop and tells how many were acknowledged. With QoS 0 a PINGREQ
-// closes each window: its answer shows that what came before has been read.
-func publishFor(nc net.Conn, qos byte, window int, stop time.Time) (n int64) {
+// publishFor keeps window publishes in flight until stop, waits for the end of all, and tells how many were acknowledged. With QoS 0 a
+// PINGREQ closes each window: its answer shows that what came before has been read.
+func publishFor(nc net.Conn, qos byte, window int, stop time.Time) (n int64, err error) {
 	r := bufio.NewReader(nc)
 	p := packet.PublishPacket{QoS: qos, Payload: make([]byte, 64)}
 	var out []byte
 	id := uint16(0)
+	flying := 0
 	add := func() {
 		if id++; id == 0 {
 			id = 1
 		}
 		p.ID = id
 		out = packet.AppendPublish(out, packet.V311, &p, "bench/topic")
+		flying++
 	}
-	for range window {
-		add()
-	}
-	if qos == 0 {
-		out = append(out, 0xc0, 0)
-	}
-	for time.Now().Before(stop) {
-		if _, err := nc.Write(out); err != nil {
-			return n
+	fill := func() {
+		if time.Now().After(stop) {
+			return
 		}
-		out = out[:0]
+		for flying < window {
+			add()
+		}
+		if qos == 0 {
+			out = append(out, 0xc0, 0)
+		}
+	}
+	for fill(); flying > 0; fill() {
+		if len(out) > 0 {
+			if _, err := nc.Write(out); err != nil {
+				return n, err
+			}
+			out = out[:0]
+		}
 		for {
 			var h [4]byte
 			if _, err := io.ReadFull(r, h[:2]); err != nil {
-				return n
+				return n, err
 			}
 			if h[0] == 0xd0 {
-				n += int64(window)
-				for range window {
-					add()
-				}
-				out = append(out, 0xc0, 0)
+				n += int64(flying)
+				flying = 0
 				break
 			}
 			if _, err := io.ReadFull(r, h[2:]); err != nil {
-				return n
+				return n, err
 			}
 			if h[0] == 0x50 {
 				out = packet.AppendAck(out, packet.V311, packet.Pubrel, binary.BigEndian.Uint16(h[2:]), 0, "")
 			} else {
 				n++
-				add()
+				flying--
 			}
 			if r.Buffered() == 0 {
 				break
 			}
 		}
 	}
-	return n
+	return n, nil
 }

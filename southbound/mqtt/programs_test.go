@@ -16,7 +16,7 @@ import (
 )
 
 // program finds a program that is not ours. Without it the test fails where CI is set and is skipped elsewhere.
-func program(t *testing.T, name string) string {
+func program(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err == nil {
