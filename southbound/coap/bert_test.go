@@ -28,13 +28,7 @@ type streamPeer struct {
 // dialStream connects over TCP and tells its capabilities.
 func dialStream(t *testing.T, csm ...message.Option) *streamPeer {
 	t.Helper()
-	d := tlsDriver(t)
-	with := d.Configure
-	d.Configure = func(s *southtest.Site, cfg any, listen string) {
-		with(s, cfg, listen)
-		cfg.(*Config).Security = []string{"none"}
-	}
-	b := southtest.Start(t, d)
+	b := southtest.Start(t, overTCP(t))
 	c, err := net.Dial("tcp", b.Addr.String())
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
@@ -99,6 +100,17 @@ func TestLibcoapClients(t *testing.T) {
 				if got := b.Up.Await(ctx, t, 5); len(got) != 5 || string(got[4].Payload) != content || got[4].Resource != "/big" {
 					t.Errorf("Block1 gave %d messages, the last with %d octets", len(got), len(got[4].Payload))
 				}
+				out := filepath.Join(b.Dir, "out")
+				call("-m", "get", "-o", out, uri+"/big")
+				if back, err := os.ReadFile(out); err != nil || string(back) != content {
+					t.Errorf("Block2 gave %d octets, %v", len(back), err)
+				}
+				if out := call("-m", "delete", uri+"/big"); !strings.Contains(out, "2.02") {
+					t.Errorf("DELETE: %s", out)
+				}
+				if out := call("-m", "get", uri+"/sensors/temp"); !strings.Contains(out, `{"t":21}`) {
+					t.Errorf("GET: %s", out)
+				}
 			})
 		}
 	}
@@ -119,4 +131,97 @@ func TestLibcoapClientWithoutDTLS(t *testing.T) {
 			t.Errorf("%q: %s; %+v", query, out, m)
 		}
 	}
+}
+
+// overTCP makes a driver's listener one without TLS.
+func overTCP(t *testing.T) southtest.Driver {
+	d := tlsDriver(t)
+	with := d.Configure
+	d.Configure = func(s *southtest.Site, cfg any, listen string) {
+		with(s, cfg, listen)
+		cfg.(*Config).Security = []string{"none"}
+	}
+	return d
+}
+
+func TestLibcoapClientOverTCP(t *testing.T) {
+	program(t, "coap-client-notls")
+	b := southtest.Start(t, overTCP(t))
+	big, out := filepath.Join(b.Dir, "big"), filepath.Join(b.Dir, "out")
+	content := strings.Repeat("0123456789abcdef", 4096)
+	if err := os.WriteFile(big, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	call := func(args ...string) string {
+		t.Helper()
+		last := len(args) - 1
+		args[last] = "coap+tcp://" + b.Addr.String() + args[last]
+		return run(t, "coap-client-notls", append([]string{"-v", "6", "-B", "10"}, args...)...)
+	}
+	for _, c := range [][]string{{"2.04", "-m", "put", "-f", big, "/big"}, {"2.04", "-m", "post", "-e", "21", "/small"}, {"21", "-m", "get", "/small"}, {"2.02", "-m", "delete", "/small"}} {
+		if said := call(c[1:]...); !strings.Contains(said, c[0]) {
+			t.Errorf("%s: %s", c[2], said)
+		}
+	}
+	call("-m", "get", "-o", out, "/big")
+	if back, err := os.ReadFile(out); err != nil || string(back) != content {
+		t.Errorf("read back %d octets, %v", len(back), err)
+	}
+}
+
+// observing runs a client that observes a resource until it has been notified by a command.
+func observing(t *testing.T, d southtest.Driver, client, scheme, device string, credentials func(b *southtest.Bench) []string) {
+	program(t, client)
+	b := southtest.Start(t, d)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, client, append(credentials(b), "-v", "6", "-B", "30", "-m", "get", "-s", "30", scheme+"://"+b.Addr.String()+"/actuators/setpoint")...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		r, err := b.Listener.Deliver(ctx, msg.Message{Device: device, Method: "PUT", Resource: "/actuators/setpoint", Type: "text/plain", Payload: []byte("21.5")})
+		if err == nil && r.Status == msg.Done && r.Code == "" {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal(r, err)
+		}
+		time.Sleep(50 * time.Millisecond) // it has not connected, or does not observe yet
+	}
+	var said strings.Builder
+	for buf := make([]byte, 4096); !strings.Contains(said.String(), "21.5"); {
+		n, err := out.Read(buf)
+		said.Write(buf[:n])
+		if err != nil {
+			t.Errorf("%v: %s", err, said.String())
+			break
+		}
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+}
+
+func TestLibcoapClientsObserve(t *testing.T) {
+	for _, client := range []string{"coap-client-openssl", "coap-client-gnutls"} {
+		for _, security := range []string{"psk", "x509"} {
+			t.Run(client+" with "+security, func(t *testing.T) {
+				t.Parallel()
+				observing(t, driver(), client, "coaps", "th-1", func(b *southtest.Bench) []string { return credentials(t, b, security, "th-1") })
+			})
+		}
+		t.Run(client+" over TLS", func(t *testing.T) {
+			t.Parallel()
+			observing(t, tlsDriver(t), client, "coaps+tcp", "th-1", func(b *southtest.Bench) []string { return credentials(t, b, "x509", "th-1") })
+		})
+	}
+	t.Run("coap-client-notls over TCP", func(t *testing.T) {
+		t.Parallel()
+		observing(t, overTCP(t), "coap-client-notls", "coap+tcp", "anonymous", func(*southtest.Bench) []string { return nil })
+	})
 }

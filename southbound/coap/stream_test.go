@@ -125,6 +125,11 @@ func TestLibcoapClientsOverTLS(t *testing.T) {
 			if back, err := os.ReadFile(out); err != nil || string(back) != content {
 				t.Errorf("read back %d octets, %v", len(back), err)
 			}
+			for method, want := range map[string]string{"post": "2.04", "delete": "2.02"} {
+				if said := run(t, client, append(cred, "-v", "6", "-B", "10", "-m", method, "-e", "21", uri+"/small")...); !strings.Contains(said, want) {
+					t.Errorf("%s: %s", method, said)
+				}
+			}
 		})
 	}
 }
@@ -132,13 +137,7 @@ func TestLibcoapClientsOverTLS(t *testing.T) {
 // rawStream connects to a listener without TLS.
 func rawStream(t *testing.T) net.Conn {
 	t.Helper()
-	d := tlsDriver(t)
-	with := d.Configure
-	d.Configure = func(s *southtest.Site, cfg any, listen string) {
-		with(s, cfg, listen)
-		cfg.(*Config).Security = []string{"none"}
-	}
-	b := southtest.Start(t, d)
+	b := southtest.Start(t, overTCP(t))
 	c, err := net.Dial("tcp", b.Addr.String())
 	if err != nil {
 		t.Fatal(err)
