@@ -80,6 +80,12 @@ type Attester interface {
 	Attest(ctx context.Context, nonce []byte) (Attestation, error)
 }
 
+// Challenged is the ability to prove that the key by which a key's chip attests lives in the chip whose endorsement key a verifier knows: what
+// the verifier has made for both, only that chip opens (TPM 2.0 Library, part 1, "Credential Protection").
+type Challenged interface {
+	ActivateCredential(ctx context.Context, credential []byte) (secret []byte, err error)
+}
+
 // Random is the ability of a key to give random octets of its chip.
 type Random interface{ Rand() io.Reader }
 
@@ -121,7 +127,9 @@ type Attestation struct {
 	Kind       string            `json:"kind"` // "TPM2_Certify", "PKCS#11 attributes"
 	Statement  []byte            `json:"statement,omitempty"`
 	Signature  []byte            `json:"signature,omitempty"`
+	Public     []byte            `json:"public,omitempty"` // of the key, as the chip writes it
 	AKPublic   []byte            `json:"ak_public,omitempty"`
+	EKPublic   []byte            `json:"ek_public,omitempty"`
 	EKChain    [][]byte          `json:"ek_chain,omitempty"`
 	Attributes map[string]string `json:"attributes,omitempty"`
 }

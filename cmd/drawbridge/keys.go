@@ -195,17 +195,32 @@ func pskWhere(cfg *config.Config) string {
 }
 
 func (a *app) keysAttest() *cobra.Command {
-	var nonce string
+	var nonce, credential string
 	c := &cobra.Command{
 		Use:   "attest NAME",
 		Short: "Print the chip's own statement on where the key lives, as JSON: TPM2_Certify with an attestation key, or PKCS#11 attributes",
-		Args:  cobra.ExactArgs(1),
+		Long: `That the attestation key lives in the TPM of the endorsement certificate, a verifier makes sure of by a challenge: it makes a credential for
+ek_public and for the name of ak_public (tpm2_makecredential), and --credential prints the secret in it, in hexadecimal, which no other
+TPM can find out.`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			fresh, err := hex.DecodeString(nonce)
 			if err != nil {
 				return usage("keys attest: --nonce: %q is not hexadecimal", nonce)
 			}
 			return a.withKeys(c.Context(), args[0], func(ctx context.Context, ring *keyring.Ring) error {
+				if credential != "" {
+					b, err := a.readFile(credential)
+					if err != nil {
+						return err
+					}
+					secret, err := ring.ActivateCredential(ctx, args[0], b)
+					if err != nil {
+						return err
+					}
+					_, err = fmt.Fprintf(a.out, "%x\n", secret)
+					return err
+				}
 				statement, err := ring.Attest(ctx, args[0], fresh)
 				if err != nil {
 					return err
@@ -217,6 +232,7 @@ func (a *app) keysAttest() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&nonce, "nonce", "", "what the verifier has chosen, in hexadecimal, so that an old statement does not pass")
+	c.Flags().StringVar(&credential, "credential", "", "a `file` with a credential to activate instead; - is standard input")
 	return c
 }
 

@@ -107,10 +107,10 @@ type watched struct {
 	dumped  int
 }
 
-// places are how often a value was found.
-type places struct{ goHeap, elsewhere, dump int }
+// sightings are how often a value was found.
+type sightings struct{ goHeap, elsewhere, dump int }
 
-func (p places) any() bool { return p != places{} }
+func (p sightings) any() bool { return p != sightings{} }
 
 func newWatched(t *testing.T) *watched {
 	w := &watched{site: newSite(t), each: 8, values: map[string][]byte{}}
@@ -129,7 +129,7 @@ func (w *watched) random(what string, n int) []byte {
 	return b
 }
 
-func (w *watched) foundPSKs(found map[string]places) (n int) {
+func (w *watched) foundPSKs(found map[string]sightings) (n int) {
 	for i := range w.psks {
 		if found[fmt.Sprintf("sealed psk %d", i)].any() {
 			n++
@@ -139,7 +139,7 @@ func (w *watched) foundPSKs(found map[string]places) (n int) {
 }
 
 // work brings the keys in, runs the gateway with devices, and gives what was found of the values.
-func (w *watched) work() map[string]places {
+func (w *watched) work() map[string]sightings {
 	t := w.t
 	t.Helper()
 	// A second door of the cloud, for who shows no certificate: the hub of the shared access signatures.
@@ -346,7 +346,7 @@ func (w *watched) patterns() map[string][][]byte {
 }
 
 // scan looks for the values in every mapping of a process that can be read.
-func (w *watched) scan(pid int) map[string]places {
+func (w *watched) scan(pid int) map[string]sightings {
 	t := w.t
 	t.Helper()
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
@@ -358,7 +358,7 @@ func (w *watched) scan(pid int) map[string]places {
 		t.Fatal(err)
 	}
 	defer mem.Close()
-	found, patterns := map[string]places{}, w.patterns()
+	found, patterns := map[string]sightings{}, w.patterns()
 	for line := range strings.Lines(string(maps)) {
 		var from, to uint64
 		fields := strings.Fields(line) // addresses, mode, offset, device, inode and perhaps a name
@@ -402,7 +402,7 @@ func eachChunk(r io.ReaderAt, size int64, f func([]byte)) (total int) {
 }
 
 // dump has gdb write a core dump of the process, and looks for the values in it.
-func (w *watched) dump(pid int, found map[string]places) {
+func (w *watched) dump(pid int, found map[string]sightings) {
 	t := w.t
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "core")

@@ -238,3 +238,16 @@ func (r *Ring) Attest(ctx context.Context, name string, nonce []byte) (hwcrypto.
 	}
 	return a.Attest(ctx, nonce)
 }
+
+// ActivateCredential opens what a verifier has made for the endorsement key and the attestation key of [key.NAME]'s chip.
+func (r *Ring) ActivateCredential(ctx context.Context, name string, credential []byte) ([]byte, error) {
+	e, k, err := r.named(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	c, err := ability[hwcrypto.Challenged](e, k, "its chip has no endorsement key")
+	if err != nil {
+		return nil, err
+	}
+	return c.ActivateCredential(ctx, credential)
+}

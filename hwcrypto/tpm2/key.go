@@ -49,6 +49,7 @@ var (
 	_ hwcrypto.ContextSigner = signer{}
 	_ hwcrypto.HashBound     = signer{}
 	_ hwcrypto.Attester      = signer{}
+	_ hwcrypto.Challenged    = signer{}
 	_ hwcrypto.Sealer        = signer{}
 	_ hwcrypto.Describer     = signer{}
 	_ hwcrypto.Random        = signer{}
