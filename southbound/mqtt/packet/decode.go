@@ -36,10 +36,7 @@ func DecodeConnect(body []byte, p *ConnectPacket) error {
 		return c.err
 	}
 	if string(name) != "MQTT" || p.Version != V311 && p.Version != V5 {
-		if string(name) != "MQTT" && string(name) != "MQIsdp" {
-			return protocol("CONNECT for a protocol that is not MQTT")
-		}
-		return &Error{UnsupportedVersion, "version of MQTT that is not spoken here"}
+		return &Error{UnsupportedVersion, "protocol, or version of MQTT, that is not spoken here"}
 	}
 	flags := c.u8()
 	if flags&1 != 0 {

@@ -81,7 +81,7 @@ func TestWhatIsWrongHasItsCode(t *testing.T) {
 		"UNSUBSCRIBE without filters":                 {V311, "\xa2\x02\x00\x01", ProtocolError},
 		"acknowledgement without identifier":          {V5, "\x40\x00", MalformedPacket},
 		"acknowledgement with more than its fields":   {V311, "\x40\x03\x00\x01\x00", MalformedPacket},
-		"CONNECT of another protocol":                 {V5, "\x10\x0a\x00\x04HTTP\x05\x00\x00\x00", ProtocolError},
+		"CONNECT of another protocol":                 {V5, "\x10\x0a\x00\x04HTTP\x05\x00\x00\x00", UnsupportedVersion},
 		"CONNECT of MQTT 3.1":                         {V5, "\x10\x0e\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x00", UnsupportedVersion},
 		"CONNECT of MQTT 6":                           {V5, "\x10\x0c\x00\x04MQTT\x06\x02\x00\x3c\x00\x00", UnsupportedVersion},
 		"CONNECT with the reserved flag":              {V5, "\x10\x0c\x00\x04MQTT\x04\x03\x00\x3c\x00\x00", MalformedPacket},
