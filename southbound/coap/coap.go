@@ -71,6 +71,7 @@ type listener struct {
 	ctx        context.Context // of Serve, for PolicyChanged
 	up         southbound.Uplink
 	sock       socket
+	sources    map[netip.Addr][]byte // see from
 	gate       *dtls.Gate
 	byCID      map[dtls.CID]*session
 	byAddr     map[netip.AddrPort]*session // those without a connection id
@@ -94,7 +95,7 @@ func open(env southbound.Env, cfg *Config) (*listener, error) {
 		env: env, cfg: cfg, epoch: time.Now(),
 		jobs: make(chan *half, cfg.MaxHandshakes), wake: make(chan struct{}, 1), syncs: make(chan struct{}, 1),
 		byCID: map[dtls.CID]*session{}, byAddr: map[netip.AddrPort]*session{}, byDevice: map[string][]*session{},
-		halves: map[netip.AddrPort]*half{}, halfCID: map[dtls.CID]*half{}, limits: limiter{},
+		sources: map[netip.Addr][]byte{}, halves: map[netip.AddrPort]*half{}, halfCID: map[dtls.CID]*half{}, limits: limiter{},
 		values: values{limit: int(cfg.LastValues)},
 	}
 	l.turns.New = func() any { return &turn{l: l} }
@@ -182,8 +183,12 @@ func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
 		return err
 	}
 	defer conn.Close()
+	sock, err := newSocket(conn)
+	if err != nil {
+		return err
+	}
 	l.mu.Lock()
-	l.up, l.sock, l.serving, l.ctx = up, newSocket(conn), true, ctx
+	l.up, l.sock, l.serving, l.ctx = up, sock, true, ctx
 	l.gate = dtls.NewGate(time.Now())
 	l.mu.Unlock()
 	l.restore(ctx)

@@ -150,23 +150,36 @@ func noise(_ context.Context, t *testing.T, _ *southtest.Site, addr net.Addr) {
 
 func TestListenerKeepsTheContract(t *testing.T) { southtest.Run(t, driver()) }
 
-func TestBothFamiliesOfAddresses(t *testing.T) {
+func TestAnswersComeFromTheAddressThatWasAsked(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	b := southtest.Start(t, driver())
-	if err := b.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	b.Serve(t, ":0")
-	port := b.Addr.(*net.UDPAddr).Port
-	for _, ip := range []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback} {
-		dev, err := dialGoCoAP(ctx, b.Site, &net.UDPAddr{IP: ip, Port: port}, "th-1", b.Secret("th-1"))
-		if err != nil {
-			t.Fatal(ip, err)
+	for listen, list := range map[string][]net.IP{
+		":0":        {net.IPv4(127, 0, 0, 1), net.IPv4(127, 0, 0, 2), net.IPv4(127, 9, 9, 9), net.IPv6loopback},
+		"0.0.0.0:0": {net.IPv4(127, 0, 0, 1), net.IPv4(127, 0, 0, 2)},
+	} {
+		if err := b.Stop(); err != nil {
+			t.Fatal(err)
 		}
-		defer dev.Close()
-		if code, err := dev.Report(ctx, "/a", "", nil); err != nil || code != "2.04" {
-			t.Errorf("%v: %s, %v", ip, code, err)
+		b.Serve(t, listen)
+		port := b.Addr.(*net.UDPAddr).Port
+		for _, ip := range list {
+			// The device's socket hears nobody but the address that it sends to.
+			dev, err := dialGoCoAP(ctx, b.Site, &net.UDPAddr{IP: ip, Port: port}, "th-1", b.Secret("th-1"))
+			if err != nil {
+				t.Fatal(ip, err)
+			}
+			defer dev.Close()
+			if code, err := dev.Report(ctx, "/a", "", nil); err != nil || code != "2.04" {
+				t.Errorf("%v: %s, %v", ip, code, err)
+			}
+			if err := dev.Expose(ctx, "/c", func(b []byte) []byte { return b }); err != nil {
+				t.Fatal(err)
+			}
+			r, err := b.Listener.Deliver(ctx, msg.Message{Device: "th-1", Method: "PUT", Resource: "/c", Payload: []byte("21")})
+			if err != nil || string(r.Payload) != "21" {
+				t.Errorf("%v: command: %+v, %v", ip, r, err)
+			}
 		}
 	}
 }

@@ -16,6 +16,7 @@ type half struct {
 	hs      *dtls.Handshake // used by one worker at a time
 	hello   []byte          // to know a repetition
 	addr    netip.AddrPort
+	local   netip.Addr // what the client has sent to
 	cid     dtls.CID
 	inbox   [][]byte // datagrams for the worker
 	queued  bool     // a worker has it or will
@@ -78,12 +79,12 @@ func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
 	admitted, challenge := l.gate.Admit(h, from, t.now, t.slot())
 	if !admitted {
 		l.count.challenges.Add(1)
-		t.put(challenge, from)
+		t.put(challenge, from, t.local)
 		return
 	}
 	if old := l.halves[from]; old != nil {
 		if bytes.Equal(old.hello, h.Bytes()) {
-			t.putAll(old.flight, from)
+			t.putAll(old.flight, from, t.local)
 			t.post(old, nil) // should no worker have taken it yet
 			return
 		}
@@ -98,7 +99,7 @@ func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
 		l.env.Health.Set(&handshakesFull, "")
 		return
 	}
-	n := &half{addr: from, hello: bytes.Clone(h.Bytes()), cid: dtls.NewCID(), born: t.now, wait: time.Second, again: t.now.Add(time.Hour)}
+	n := &half{addr: from, local: t.local, hello: bytes.Clone(h.Bytes()), cid: dtls.NewCID(), born: t.now, wait: time.Second, again: t.now.Add(time.Hour)}
 	for l.byCID[n.cid] != nil || l.halfCID[n.cid] != nil {
 		n.cid = dtls.NewCID()
 	}
@@ -187,12 +188,12 @@ func (l *listener) advance(ctx context.Context, h *half) {
 		case h.dead:
 		case err != nil:
 			if alert := h.hs.AlertDatagram(err); alert != nil {
-				t.putAll([][]byte{alert}, h.addr)
+				t.putAll([][]byte{alert}, h.addr, h.local)
 			}
 			l.drop(h)
 			l.failed(h, err, t.now)
 		case flight != nil:
-			t.putAll(flight, h.addr)
+			t.putAll(flight, h.addr, h.local)
 			h.flight, h.again = flight, t.now.Add(h.wait)
 		}
 		l.end(t)
@@ -203,11 +204,11 @@ func (l *listener) advance(ctx context.Context, h *half) {
 func (l *listener) establish(h *half, conn *dtls.Conn, id *auth.Identity, flight, rest [][]byte) {
 	t := l.begin(time.Now())
 	if !h.dead && l.serving {
-		t.putAll(flight, h.addr)
+		t.putAll(flight, h.addr, h.local)
 		l.drop(h)
 		l.count.handshakesOK.Add(1)
 		l.env.Health.Clear(&keyUnavailable)
-		s := &session{conn: conn, addr: h.addr, id: id, since: t.now, seen: t.now, credit: unlimited, slot: noSlot}
+		s := &session{conn: conn, addr: h.addr, local: h.local, id: id, since: t.now, seen: t.now, credit: unlimited, slot: noSlot}
 		l.keep(s)
 		l.add(t, s)
 		t.renew(s, true)
@@ -265,7 +266,7 @@ func (l *listener) renewHalves(t *turn) {
 		case t.now.After(h.again):
 			h.wait = min(2*h.wait, 15*time.Second)
 			h.again = t.now.Add(h.wait)
-			t.putAll(h.flight, h.addr)
+			t.putAll(h.flight, h.addr, h.local)
 		}
 	}
 	if len(l.halves) < l.cfg.MaxHandshakes/2 {
@@ -308,7 +309,7 @@ func (t *turn) records(s *session, b []byte, from netip.AddrPort) (taken bool) {
 				t.l.remove(s)
 			case dtls.Repeated:
 				if out, err := s.conn.FinalFlight(t.slot()); err == nil {
-					t.put(out, s.addr)
+					t.put(out, s.addr, s.local)
 				}
 			}
 		}
@@ -329,6 +330,6 @@ func (t *turn) plain(b []byte, from netip.AddrPort) {
 		s = &session{addr: from, id: &auth.Identity{Device: "anonymous", Method: "none"}, since: t.now, seen: t.now, credit: unlimited, slot: noSlot}
 		t.l.add(t, s)
 	}
-	s.seen = t.now
+	s.seen, s.local = t.now, t.local
 	t.message(s, b)
 }

@@ -32,6 +32,7 @@ type session struct {
 	conn        *dtls.Conn // nil without DTLS
 	stream      *stream    // nil over UDP
 	addr        netip.AddrPort
+	local       netip.Addr // of this side, that the peer has sent to last; the zero Addr: the socket has but one, or nothing has come yet
 	id          *auth.Identity
 	since       time.Time
 	seen        time.Time
@@ -258,6 +259,9 @@ func (l *listener) sweep(t *turn) {
 // heard notes that an authentic record has come. Only the newest one moves the session to its address (RFC 9146 section 6).
 func (t *turn) heard(s *session, from netip.AddrPort, newest bool, size int) {
 	s.seen = t.now
+	if newest {
+		s.local = t.local
+	}
 	moved := false
 	switch {
 	case newest && from != s.addr:
@@ -314,16 +318,16 @@ func (t *turn) send(s *session, m []byte) {
 	}
 	switch {
 	case s.credit == unlimited:
-		t.put(b, s.addr)
+		t.put(b, s.addr, s.local)
 		return
 	case s.credit >= len(b):
 		s.credit -= len(b)
-		t.put(b, s.addr)
+		t.put(b, s.addr, s.local)
 	default: // the device asks again, and pays for more
 		t.l.count.amplification.Add(1)
 	}
 	if s.former.IsValid() && t.now.Before(s.formerUntil) {
-		t.put(append(t.slot(), b...), s.former)
+		t.put(append(t.slot(), b...), s.former, s.local)
 	}
 }
 
@@ -349,7 +353,7 @@ func (t *turn) bye(s *session) {
 	}
 	if s.conn != nil && !s.dead {
 		if b, err := s.conn.SealAlert(t.slot(), dtls.CloseNotify); err == nil {
-			t.put(b, s.addr)
+			t.put(b, s.addr, s.local)
 		}
 	}
 	t.l.remove(s)
