@@ -150,8 +150,6 @@ func (l *listener) handshake(ctx context.Context) {
 }
 
 func (l *listener) advance(ctx context.Context, h *half) {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(l.cfg.HandshakeTimeout))
-	defer cancel()
 	for {
 		l.mu.Lock()
 		inbox, started := h.inbox, h.started

@@ -15,7 +15,7 @@
 // In our memory are, of a pre-shared key that a chip computes with, nothing but the master secret of each handshake; of another one, the key for the
 // moment of the key exchange; of ECDHE, the agreed secret for that moment and, without a chip, the ephemeral key until then.
 //
-// The messages' encodings and the key schedule come from github.com/pion/dtls. Its connection type is not used: it cannot take
+// The messages' encodings come from github.com/pion/dtls. Its connection type is not used: it cannot take
 // over a ClientHello whose cookie was checked without state, so each spoofed hello would cost an allocation and goroutines.
 package dtls
 

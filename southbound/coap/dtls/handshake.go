@@ -10,11 +10,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"slices"
 	"time"
 
 	"github.com/pion/dtls/v3/pkg/crypto/clientcertificate"
-	"github.com/pion/dtls/v3/pkg/crypto/prf"
 	"github.com/pion/dtls/v3/pkg/crypto/signaturehash"
 	pion "github.com/pion/dtls/v3/pkg/protocol/handshake"
 	"golang.org/x/crypto/cryptobyte"
@@ -77,7 +77,7 @@ type Handshake struct {
 	keyAt   int // length of the transcript through ClientKeyExchange
 	need    byte
 	conn    *Conn
-	master  []byte
+	mac     hash.Hash // HMAC keyed with the master secret
 	stash   [][]byte // datagrams with records of epoch 1 that came before the key
 	peer    any
 	pskUser bool
@@ -359,7 +359,9 @@ func (hs *Handshake) clientKeyExchange(ctx context.Context, body []byte) error {
 				[]byte(identity), hs.suite.Name)
 		case mac != nil:
 		case shared == nil:
-			premaster = prf.PSKPreMasterSecret(key.Key)
+			if premaster, err = hwcrypto.PSKPremaster(key.Key); err != nil {
+				return &Failure{internalError, "key-unavailable", err}
+			}
 		default:
 			premaster = make([]byte, 0, 4+len(shared)+len(key.Key)) // of the right size: growing it would leave copies
 			premaster = binary.BigEndian.AppendUint16(premaster, uint16(len(shared)))
@@ -372,24 +374,19 @@ func (hs *Handshake) clientKeyExchange(ctx context.Context, body []byte) error {
 	defer clear(premaster)
 	label, seed := "master secret", slices.Concat(hs.random[0][:], hs.random[1][:])
 	if hs.offer.masterSecret {
-		h := hs.suite.hash()
-		h.Write(hs.transcript)
-		label, seed = "extended master secret", h.Sum(nil)
+		label, seed = "extended master secret", digestOf(hs.suite.hash, hs.transcript)
 	}
+	var master []byte
 	var err error
-	if mac != nil {
-		if hs.master, err = hwcrypto.PRF12(ctx, mac, label, seed, masterLen); err != nil {
-			return &Failure{internalError, "key-unavailable", err}
-		}
-	} else if hs.master, err = prf.PHash(premaster, append([]byte(label), seed...), masterLen, hs.suite.hash); err != nil {
-		return &Failure{internalError, "internal", err}
+	if mac == nil {
+		master = expand(hmac.New(hs.suite.hash, premaster), label, seed, masterLen)
+	} else if master, err = hwcrypto.PRF12(ctx, mac, label, seed, masterLen); err != nil {
+		return &Failure{internalError, "key-unavailable", err}
 	}
+	hs.mac = hmac.New(hs.suite.hash, master)
+	clear(master)
 	s := hs.suite
-	expansion := slices.Concat([]byte("key expansion"), hs.random[1][:], hs.random[0][:])
-	keys, err := prf.PHash(hs.master, expansion, 2*(s.macLen+s.keyLen+s.ivLen), s.hash)
-	if err != nil {
-		return &Failure{internalError, "internal", err}
-	}
+	keys := expand(hs.mac, "key expansion", slices.Concat(hs.random[1][:], hs.random[0][:]), 2*(s.macLen+s.keyLen+s.ivLen))
 	if hs.conn, err = newConn(s, keys); err != nil {
 		return &Failure{internalError, "internal", err}
 	}
@@ -399,11 +396,8 @@ func (hs *Handshake) clientKeyExchange(ctx context.Context, body []byte) error {
 	return nil
 }
 
-const masterLen = 48
-
 // Close lets go of what a chip holds for a handshake that is given up. A second call does nothing.
 func (hs *Handshake) Close(ctx context.Context) {
-	clear(hs.master)
 	if hs.key != nil {
 		_ = hs.key.Close(ctx) // what cannot be destroyed ends with the chip's session
 		hs.key = nil
@@ -438,31 +432,22 @@ func (hs *Handshake) protected(r Record) error {
 		}
 		return &Failure{decryptError, reason, err}
 	}
-	if err != nil || typ != typeHandshake || len(msg) != messageHeaderLen+12 || msg[0] != msgFinished {
+	if err != nil || typ != typeHandshake || len(msg) != messageHeaderLen+verifyLen || msg[0] != msgFinished {
 		return nil // forged, or data that came before its Finished
 	}
-	want, err := prf.VerifyDataClient(hs.master, hs.transcript, hs.suite.hash)
-	if err != nil {
-		return &Failure{internalError, "internal", err}
-	}
-	if !hmac.Equal(want, msg[messageHeaderLen:]) || hs.peer == nil {
+	if !hmac.Equal(hs.verify("client finished"), msg[messageHeaderLen:]) || hs.peer == nil {
 		return fail(decryptError, "finished-mismatch", "verify_data")
 	}
 	hs.transcript = append(hs.transcript, msg...)
-	mine, err := prf.VerifyDataServer(hs.master, hs.transcript, hs.suite.hash)
-	if err != nil {
-		return &Failure{internalError, "internal", err}
-	}
 	c := hs.conn
-	copy(c.verify[:], mine)
+	copy(c.verify[:], hs.verify("server finished"))
 	c.finSeq, c.plainSeq = hs.sendSeq, hs.plainSeq
 	final, err := c.FinalFlight(nil)
 	if err != nil {
 		return &Failure{internalError, "internal", err}
 	}
-	clear(hs.master)
 	hs.flight, hs.done = [][]byte{final}, true
-	hs.transcript, hs.master, hs.hello, hs.chain = nil, nil, nil, nil
+	hs.transcript, hs.mac, hs.hello, hs.chain = nil, nil, nil, nil
 	return nil
 }
 

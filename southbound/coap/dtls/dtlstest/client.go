@@ -330,8 +330,12 @@ func (h *client) take(typ byte, body []byte) error {
 	case certificate:
 		return h.verify(b)
 	case serverKeyExchange:
-		if strings.Contains(h.o.Suite, "PSK") && !b.Skip(2) {
+		var hint cryptobyte.String
+		if strings.Contains(h.o.Suite, "PSK") && !b.ReadUint16LengthPrefixed(&hint) {
 			return bad
+		}
+		if !strings.Contains(h.o.Suite, "ECDHE") {
+			return nil
 		}
 		params := b
 		var point cryptobyte.String
