@@ -99,8 +99,17 @@ type Component struct {
 	Type string
 	Own  any // pointer to the kind's config struct
 
+	Budget Budget // of a connector
+
 	keys  []string // the [key.NAME]s that it uses
 	files [32]byte // SHA-256 over these keys and the content of the files that it names
+}
+
+// Budget is [connector.NAME.budget]: what a connector may put on the wire and take off it. Zero is no limit.
+type Budget struct {
+	Day    Size     `toml:"day"`    // octets, of a day in UTC
+	Month  Size     `toml:"month"`  // octets, of a month in UTC
+	Linger Duration `toml:"linger"` // how long messages that are not of high priority wait for company, to share packets
 }
 
 // Issuer is [issuer.NAME].

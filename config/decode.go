@@ -339,10 +339,17 @@ func (d *decoder) component(n *node, role, name string) *Component {
 	c.Own = fresh()
 	rest := *n
 	rest.keys = nil
+	budget := n.child("budget")
+	if role != "connector" || budget != nil && budget.shape != isTable {
+		budget = nil // it is no table that we know
+	}
 	for _, k := range n.keys {
-		if k != "type" {
+		if k != "type" && (k != "budget" || budget == nil) {
 			rest.keys = append(rest.keys, k)
 		}
+	}
+	if budget != nil {
+		d.table(budget, reflect.ValueOf(&c.Budget).Elem(), fmt.Sprintf("[%s.%s.budget]", role, name))
 	}
 	d.table(&rest, reflect.ValueOf(c.Own).Elem(), fmt.Sprintf("[%s.%s]", role, name))
 	n.bad = rest.bad

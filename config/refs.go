@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // noSuch reports a name in a list, or a lone one where i is negative, that nothing bears.
@@ -203,6 +204,9 @@ func (k *checker) components(m map[string]*Component, role string) {
 			continue // its type is unknown, and that has been said
 		}
 		s := &Scope{k: k, node: k.c.entries[comp], c: comp}
+		if d := time.Duration(comp.Budget.Linger); d < 0 || d > time.Hour {
+			s.Errorf("budget.linger", "budget.linger: from \"0s\" to \"1h\"")
+		}
 		if key, _ := comp.Value("key").(string); key != "" {
 			s.Key("key", key)
 		}
