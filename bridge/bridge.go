@@ -54,6 +54,7 @@ type Setup struct {
 	Policy     auth.Policy
 	Listeners  map[string]southbound.Listener
 	Connectors map[string]northbound.Connector // those with northbound.Limited are held to their limits
+	Budgets    map[string]Budget               // by connector; nil: there are none
 }
 
 // Beat is how a running task says that it moves; *supervise.Task is one.
@@ -95,7 +96,7 @@ type queue interface {
 
 // reader is a connector's end of the queue, as *spool.Consumer is one.
 type reader interface {
-	Read(ctx context.Context, max, maxBytes int) ([]spool.Entry, error)
+	ReadUpTo(ctx context.Context, lowest spool.Class, max, maxBytes int) ([]spool.Entry, error)
 	Settle(p spool.Pos, o spool.Outcome)
 	Rewind()
 }
@@ -143,6 +144,9 @@ func open(o Options, q queue) (*Bridge, error) {
 // Where the tables behind s.Policy change, call it after that change: verdicts are remembered from one Swap to the next.
 func (b *Bridge) Swap(s Setup) {
 	old := b.state.Swap(newState(s))
+	for name := range s.Connectors {
+		b.pump(name).account.swap(s.Budgets[name], b.o.Now())
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for name, p := range b.pumps {
@@ -156,6 +160,7 @@ func (b *Bridge) Swap(s Setup) {
 // Devices that still wait for a cloud are told that it did not confirm.
 func (b *Bridge) Close() error {
 	b.waiting.closeAll()
+	b.keepAccounts(b.o.Now())
 	return b.store.close()
 }
 
@@ -169,6 +174,7 @@ func (b *Bridge) Run(ctx context.Context, beat Beat) error {
 	wg.Go(func() { b.seals.run(ctx) })
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	kept := b.o.Now()
 	for {
 		beat.Progress(10 * sweepEvery)
 		select {
@@ -184,6 +190,10 @@ func (b *Bridge) Run(ctx context.Context, beat Beat) error {
 			b.o.Log.Warn("opened commands: they cannot be forgotten", "err", err)
 		}
 		b.examine()
+		if now.Sub(kept).Abs() >= keepAccountsEvery {
+			b.keepAccounts(now)
+			kept = now
+		}
 	}
 }
 

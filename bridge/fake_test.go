@@ -124,10 +124,10 @@ type memoryReader struct {
 	out  map[spool.Pos]bool // guarded by m.mu; handed out, not settled
 }
 
-func (r *memoryReader) Read(ctx context.Context, max, maxBytes int) ([]spool.Entry, error) {
+func (r *memoryReader) ReadUpTo(ctx context.Context, lowest spool.Class, max, maxBytes int) ([]spool.Entry, error) {
 	for {
 		r.m.mu.Lock()
-		list := r.take(max)
+		list := r.take(lowest, max)
 		changed := r.m.changed
 		r.m.mu.Unlock()
 		if len(list) > 0 {
@@ -141,8 +141,8 @@ func (r *memoryReader) Read(ctx context.Context, max, maxBytes int) ([]spool.Ent
 	}
 }
 
-func (r *memoryReader) take(max int) (list []spool.Entry) {
-	for class := spool.High; class <= spool.Low; class++ {
+func (r *memoryReader) take(lowest spool.Class, max int) (list []spool.Entry) {
+	for class := spool.High; class <= lowest; class++ {
 		for _, h := range r.m.records {
 			if len(list) == max {
 				return list

@@ -128,8 +128,52 @@ func (f *flight) read(ctx context.Context, n int) (err error) {
 	if len(f.held) > 0 {
 		return nil
 	}
-	f.held, err = f.p.consumer.Read(ctx, n, maxInFlightBytes/8)
+	if f.held, err = f.next(ctx, n); err == nil {
+		err = f.linger(ctx, n)
+	}
 	return err
+}
+
+// next reads what the budget has room for. When that may have changed it looks again.
+func (f *flight) next(ctx context.Context, n int) ([]spool.Entry, error) {
+	for {
+		lowest := f.p.account.lowest(f.p.b.o.Now())
+		if lowest != spool.High {
+			n = f.p.account.most(n)
+		}
+		look, done := context.WithTimeoutCause(ctx, budgetLook, errLookAgain)
+		list, err := f.p.consumer.ReadUpTo(look, lowest, n, maxInFlightBytes/8)
+		done()
+		if ctx.Err() != nil || !errors.Is(err, errLookAgain) {
+			return list, err
+		}
+	}
+}
+
+// linger waits for company where the user wants that, unless there is something urgent or plenty.
+func (f *flight) linger(ctx context.Context, n int) error {
+	wait := f.p.account.linger()
+	if wait <= 0 || len(f.held) >= n || f.held[0].Pos.Class == spool.High {
+		return nil
+	}
+	// What is urgent ends the wait.
+	until, done := context.WithTimeoutCause(ctx, wait, errLookAgain)
+	urgent, err := f.p.consumer.ReadUpTo(until, spool.High, n, maxInFlightBytes/8)
+	done()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil && !errors.Is(err, errLookAgain) {
+		return err
+	}
+	f.held = append(urgent, f.held...)
+	now, done := context.WithTimeoutCause(ctx, time.Millisecond, errLookAgain)
+	defer done()
+	more, err := f.p.consumer.ReadUpTo(now, f.p.account.lowest(f.p.b.o.Now()), max(1, n-len(f.held)), maxInFlightBytes/8)
+	if f.held = append(f.held, more...); ctx.Err() != nil || !errors.Is(err, errLookAgain) {
+		return err
+	}
+	return nil
 }
 
 // waitForRoom waits until a good part of what may be in flight is free, so that batches stay large, and tells how much.
@@ -269,6 +313,7 @@ func (b *batch) confirm(i int, err error) {
 	case err == nil:
 		b.done[i] = taken
 		f.delivered++
+		f.p.account.sent(e.Route, len(b.pubs[i].Topic)+len(b.pubs[i].Payload))
 		f.deadRun = 0
 		f.landLocked(e, spool.Delivered)
 	case msg.IsPermanent(err):

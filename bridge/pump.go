@@ -49,6 +49,7 @@ type pump struct {
 	health   *health.Reporter
 	nudge    chan struct{} // capacity 1: ends a wait
 	probe    probe
+	account  account
 
 	mu     sync.Mutex
 	paused bool                    // guarded by mu
@@ -58,10 +59,12 @@ type pump struct {
 }
 
 func newPump(b *Bridge, name string) *pump {
-	return &pump{
+	p := &pump{
 		b: b, name: name, consumer: b.queue.reader(name), health: b.o.Health.For("connector " + name),
 		nudge: make(chan struct{}, 1), seen: ConnectorStatus{Name: name, State: StateStopped, Since: b.o.Now()},
 	}
+	p.account.used = b.store.used(name)
+	return p
 }
 
 func (p *pump) run(ctx context.Context, c northbound.Connector, beat Beat) error {

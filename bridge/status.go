@@ -39,6 +39,7 @@ type ConnectorStatus struct {
 	Pending      uint64        `json:"pending"`              // publications not settled
 	PendingBytes int64         `json:"pending_bytes"`
 	DeadLetters  int           `json:"dead_letters"`
+	Wire         WireStatus    `json:"wire"`
 }
 
 // Snapshot gives the state for status.
@@ -72,7 +73,9 @@ func (b *Bridge) seen(name string) ConnectorStatus {
 	if p == nil {
 		return ConnectorStatus{Name: name, State: StateStopped}
 	}
-	return p.status()
+	s := p.status()
+	s.Wire = p.account.status(b.o.Now())
+	return s
 }
 
 // examine reports and clears the problems that figures show.
@@ -102,6 +105,7 @@ func (b *Bridge) examine() {
 	}
 	for name := range connectors {
 		h, dead := b.o.Health.For("connector "+name), b.dead.box(name)
+		b.examineBudget(name, h, b.o.Now())
 		if dead.count > 0 {
 			h.Set(&DeadLettersWaiting, fmt.Sprintf("%d messages", dead.count))
 		} else {

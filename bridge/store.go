@@ -17,6 +17,7 @@ var (
 	bucketMail = []byte("mail") // a bucket for each device: sequence → command
 	bucketDead = []byte("dead") // a bucket for each connector: message id → letter
 
+	bucketWire   = []byte("wire")   // connector → its account
 	bucketOpened = []byte("opened") // openedKey → Unix seconds until which it is remembered
 )
 
@@ -57,7 +58,7 @@ func openDB(path string) (*bolt.DB, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{bucketMail, bucketDead, bucketOpened} {
+		for _, name := range [][]byte{bucketMail, bucketDead, bucketWire, bucketOpened} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

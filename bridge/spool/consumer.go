@@ -33,11 +33,16 @@ func (c *Consumer) wake() {
 // that is very much already (thousands, see Options.Segment) it waits for some to be settled. What has expired is counted, not handed out.
 // It ends with the cause of ctx, or ErrClosed. One goroutine at a time should read.
 func (c *Consumer) Read(ctx context.Context, max, maxBytes int) ([]Entry, error) {
+	return c.ReadUpTo(ctx, classes-1, max, maxBytes)
+}
+
+// ReadUpTo is Read of the classes up to lowest alone. The others stay where they are.
+func (c *Consumer) ReadUpTo(ctx context.Context, lowest Class, max, maxBytes int) ([]Entry, error) {
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
-		list, err := c.read(max, maxBytes)
+		list, err := c.read(lowest, max, maxBytes)
 		if err != nil || len(list) > 0 {
 			return list, err
 		}
@@ -50,7 +55,7 @@ func (c *Consumer) Read(ctx context.Context, max, maxBytes int) ([]Entry, error)
 	}
 }
 
-func (c *Consumer) read(max, maxBytes int) (out []Entry, err error) {
+func (c *Consumer) read(lowest Class, max, maxBytes int) (out []Entry, err error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
 	c.s.mu.Lock()
@@ -59,8 +64,8 @@ func (c *Consumer) read(max, maxBytes int) (out []Entry, err error) {
 	if closed {
 		return nil, ErrClosed
 	}
-	for _, cur := range cursors {
-		if cur == nil {
+	for class, cur := range cursors {
+		if cur == nil || Class(class) > lowest {
 			continue
 		}
 		for len(out) < max && maxBytes > 0 {

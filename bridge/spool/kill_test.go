@@ -108,7 +108,7 @@ func TestProveKill(t *testing.T) {
 		here := map[int]bool{}
 		c := s.Consumer("a")
 		for {
-			list, err := c.read(1000, 1<<20)
+			list, err := c.read(Low, 1000, 1<<20)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -78,7 +78,7 @@ func (m *model) append() {
 
 // read takes what there is at once, and settles in the model what has expired on the way.
 func (m *model) read(name string, most int) {
-	list, err := m.s.Consumer(name).read(most, 1<<m.rnd.IntN(20))
+	list, err := m.s.Consumer(name).read(Low, most, 1<<m.rnd.IntN(20))
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func (m *model) learn(when string, latest time.Time) {
 		c.Rewind()
 		there := map[Pos]bool{}
 		for {
-			list, err := c.read(1000, 1<<20)
+			list, err := c.read(Low, 1000, 1<<20)
 			if err != nil {
 				m.t.Fatal(err)
 			}

@@ -127,7 +127,7 @@ func (w *witness) examine(t *testing.T, img image, o Options) {
 		last := map[Class]uint64{}
 		c := s.Consumer(name)
 		for n := pending[name]; n > 0; {
-			list, err := c.read(1000, 1<<20)
+			list, err := c.read(Low, 1000, 1<<20)
 			if err != nil || len(list) == 0 {
 				t.Errorf("%s: %d of %d pending are not there (%v)", name, n, pending[name], err)
 				break

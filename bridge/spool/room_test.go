@@ -38,7 +38,7 @@ func drain(t *testing.T, s *Spool, name string) (got []int) {
 	t.Helper()
 	c := s.Consumer(name)
 	for {
-		list, err := c.read(100, 1<<20)
+		list, err := c.read(Low, 100, 1<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
