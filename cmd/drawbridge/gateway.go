@@ -234,7 +234,7 @@ func (g *gateway) startConnector(ctx context.Context, c *connector) {
 }
 
 func (g *gateway) setup(p *plan) bridge.Setup {
-	s := bridge.Setup{Table: p.table, Policy: g.realm,
+	s := bridge.Setup{Table: p.table, Policy: g.realm, Budgets: p.budgets(),
 		Listeners: map[string]southbound.Listener{}, Connectors: map[string]northbound.Connector{}}
 	for name, l := range p.listeners {
 		s.Listeners[name] = l.Listener

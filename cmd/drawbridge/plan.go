@@ -39,6 +39,7 @@ type listener struct {
 type connector struct {
 	northbound.Connector
 	component *config.Component
+	wire      *wireCount
 	task      *supervise.Task
 }
 
@@ -79,14 +80,16 @@ func (g *gateway) openConnector(cfg *config.Config, c *config.Component) (*conne
 	if err != nil {
 		return nil, err
 	}
+	wire := &wireCount{}
 	built, err := g.kinds.connectors[c.Type].Open(northbound.Env{
 		Name: c.Name, Gateway: cfg.Gateway.ID, Log: g.log.With("connector", c.Name), Health: g.tracker.For("connector " + c.Name),
 		Keys: g.keys.For("connector " + c.Name), Tokens: g.tokens, State: dir, Now: g.now, Groups: g.bridge.Groups,
+		Dial: wire.dial,
 	}, c.Own)
 	if err != nil {
 		return nil, err
 	}
-	return &connector{Connector: built, component: c}, nil
+	return &connector{Connector: built, component: c, wire: wire}, nil
 }
 
 // aliveWithin is how long a listener that has said that it is alive may be silent.

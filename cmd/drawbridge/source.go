@@ -181,6 +181,7 @@ func connectorStatus(p *plan, c bridge.ConnectorStatus) status.Connector {
 	if f, ok := built.Connector.(northbound.Counters); ok {
 		out.Counters = f.Counters()
 	}
+	out.Counters = wireCounters(out.Counters, c.Wire)
 	return out
 }
 
