@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -28,8 +27,8 @@ type Enrolment struct {
 	Subject pkix.Name
 	SANs    []string
 	// Prove connects by the new certificate where it is going to be used. Only when that has gone well is the old one
-	// replaced. Nil: a connection to the EST server is the proof.
-	Prove func(ctx context.Context, c *tls.Certificate) error
+	// replaced. Nil: as ProveBy says where there is an old one that is valid. A connection to the EST server is made in any case.
+	Prove Proof
 }
 
 // Enroll fetches a certificate for the key from its EST server: a first one, or a new one in place of the old. It makes the key where there
@@ -71,10 +70,11 @@ func (r *Ring) enroll(ctx context.Context, e *entry, what Enrolment) error {
 		req = again(old.leaf)
 		client.Certificate = r.certificate(k, old.der, old.leaf)
 		ask = client.Reenroll
+		what.Prove = r.proof(what.Prove)
 	} else if req.DNSNames, req.EmailAddresses, req.IPAddresses, req.URIs, err = splitNames(what.SANs); err != nil {
 		return err
 	}
-	chain, err := r.fetch(ctx, client, ask, k, req, what.Prove)
+	chain, err := r.fetch(ctx, client, ask, e.name, k, req, what.Prove)
 	if err != nil {
 		return err
 	}
@@ -85,9 +85,19 @@ func (r *Ring) enroll(ctx context.Context, e *entry, what Enrolment) error {
 	return hwcrypto.WriteFile(path, est.PEM(chain))
 }
 
+// proof is how a certificate is proven that takes the place of one that is valid.
+func (r *Ring) proof(own Proof) Proof {
+	if own != nil {
+		return own
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.prove
+}
+
 // fetch has a request for k certified, and proves the certificate before it is given back.
-func (r *Ring) fetch(ctx context.Context, client *est.Client, ask enroller, k hwcrypto.Key, req *x509.CertificateRequest,
-	prove func(context.Context, *tls.Certificate) error) ([]*x509.Certificate, error) {
+func (r *Ring) fetch(ctx context.Context, client *est.Client, ask enroller, name string, k hwcrypto.Key, req *x509.CertificateRequest,
+	prove Proof) ([]*x509.Certificate, error) {
 	csr, err := x509.CreateCertificateRequest(rand.Reader, req, r.signer(k))
 	if err != nil {
 		return nil, fmt.Errorf("request: %w", err)
@@ -107,15 +117,13 @@ func (r *Ring) fetch(ctx context.Context, client *est.Client, ask enroller, k hw
 	for _, c := range chain {
 		fresh.Certificate = append(fresh.Certificate, c.Raw)
 	}
-	if prove == nil {
-		prove = func(ctx context.Context, c *tls.Certificate) error {
-			again := *client
-			again.Certificate = c
-			_, err := again.CACerts(ctx)
-			return err
-		}
+	again := *client
+	again.Certificate = fresh
+	_, err = again.CACerts(ctx)
+	if err == nil && prove != nil {
+		err = prove(ctx, name, fresh)
 	}
-	if err := prove(ctx, fresh); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("the new certificate is not accepted, so the old one stays: %w", err)
 	}
 	return chain, nil

@@ -91,7 +91,7 @@ func TestNewCertificateIsProvenBeforeTheOldIsDropped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.Enroll(t.Context(), "identity", Enrolment{Prove: func(_ context.Context, c *tls.Certificate) error {
+	_, err = s.Enroll(t.Context(), "identity", Enrolment{Prove: func(_ context.Context, _ string, c *tls.Certificate) error {
 		if err := ca.CA.Handshake(tls.VersionTLS13, *c, *c); err != nil {
 			t.Errorf("the new one cannot be used: %v", err)
 		}

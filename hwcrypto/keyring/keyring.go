@@ -7,6 +7,7 @@ package keyring
 import (
 	"context"
 	"crypto"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -48,6 +49,29 @@ type Ring struct {
 	mu      sync.RWMutex
 	entries map[string]*entry // guarded by mu; an entry replaces another, it is not changed
 	baseDir string            // guarded by mu
+	prove   Proof             // guarded by mu; nil: the EST server's answer is proof enough
+
+	trial     *tls.Certificate // in the place of that of trialName; nil: none
+	trialName string
+}
+
+// Proof connects by a new certificate of [key.NAME] where it is going to be used.
+type Proof = func(ctx context.Context, name string, c *tls.Certificate) error
+
+// ProveBy has every certificate that takes the place of another be proven by f first.
+func (r *Ring) ProveBy(f Proof) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.prove = f
+}
+
+// With is the ring with another certificate in the place of that of one key, for a proof. It is not to be closed.
+func (r *Ring) With(name string, c *tls.Certificate) *Ring {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	t := &Ring{o: r.o, ctx: r.ctx, cancel: r.cancel, providers: r.providers, entries: r.entries, baseDir: r.baseDir, trial: c, trialName: name}
+	t.View = View{r: t}
+	return t
 }
 
 // entry is one key of the configuration.

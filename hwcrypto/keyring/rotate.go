@@ -134,8 +134,9 @@ func (r *Ring) enrollNext(ctx context.Context, e *entry, was, k hwcrypto.Key, wh
 	if c, err := r.chainOf(e, was); err == nil && r.o.Now().Before(c.leaf.NotAfter) {
 		client.Certificate = r.certificate(was, c.der, c.leaf)
 		ask = client.Reenroll
+		what.Prove = r.proof(what.Prove)
 	}
-	chain, err := r.fetch(ctx, client, ask, k, r.successorRequest(e, was, what), what.Prove)
+	chain, err := r.fetch(ctx, client, ask, e.name, k, r.successorRequest(e, was, what), what.Prove)
 	if err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ func TestRotationByEST(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := s.fingerprint(t, "identity")
-	_, err = s.Rotate(t.Context(), "identity", Enrolment{Prove: func(context.Context, *tls.Certificate) error { return errors.New("unknown there") }})
+	_, err = s.Rotate(t.Context(), "identity", Enrolment{Prove: func(context.Context, string, *tls.Certificate) error { return errors.New("unknown there") }})
 	if err == nil || s.fingerprint(t, "identity") != before {
 		t.Fatalf("a certificate that is not accepted: %v", err)
 	}

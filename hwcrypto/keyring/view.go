@@ -24,6 +24,9 @@ type View struct {
 // Certificate gives the certificate chain of [key.NAME] with a crypto.Signer that lives in the chip. The file is read again when
 // it has changed, so that a call per handshake serves a renewed certificate without a restart.
 func (v View) Certificate(ctx context.Context, name string) (*tls.Certificate, error) {
+	if v.r.trial != nil && name == v.r.trialName {
+		return v.r.trial, nil
+	}
 	k, c, err := v.r.pair(hwcrypto.WithUser(ctx, v.user), name)
 	if err != nil {
 		return nil, err

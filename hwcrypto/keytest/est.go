@@ -24,7 +24,8 @@ type EST struct {
 
 	mu       sync.Mutex // guards what follows
 	valid    time.Duration
-	refuse   string // why requests are refused; "": they are not
+	age      time.Duration // of a new certificate
+	refuse   string        // why requests are refused; "": they are not
 	later    bool
 	other    bool // certifies another key
 	enrolled int
@@ -34,7 +35,7 @@ type EST struct {
 // NewEST starts one. encode writes a PKCS #7 with certificates alone; user and password are those of the first enrolment.
 func NewEST(t testing.TB, user, password string, encode func(...*x509.Certificate) ([]byte, error)) *EST {
 	t.Helper()
-	e := &EST{CA: NewCA(t), t: t, encode: encode, valid: time.Hour}
+	e := &EST{CA: NewCA(t), t: t, encode: encode, valid: time.Hour, age: time.Minute}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/est/cacerts", func(w http.ResponseWriter, _ *http.Request) { e.send(w, e.CA.Cert) })
 	mux.HandleFunc("GET /.well-known/est/csrattrs", func(w http.ResponseWriter, _ *http.Request) {
@@ -77,7 +78,7 @@ func NewEST(t testing.TB, user, password string, encode func(...*x509.Certificat
 			if e.other {
 				pub = e.CA.key.Public()
 			}
-			block, _ := pem.Decode(e.CA.Issue(e.t, pub, csr.Subject.CommonName, e.valid))
+			block, _ := pem.Decode(e.CA.issue(e.t, pub, csr.Subject.CommonName, e.age, e.valid))
 			cert, err := x509.ParseCertificate(block.Bytes)
 			if err != nil {
 				http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -128,6 +129,9 @@ func (e *EST) CertifyAnother(on bool) { e.mu.Lock(); e.other = on; e.mu.Unlock()
 
 // Valid is for how long certificates are made.
 func (e *EST) Valid(d time.Duration) { e.mu.Lock(); e.valid = d; e.mu.Unlock() }
+
+// Aged has certificates begin so long ago.
+func (e *EST) Aged(d time.Duration) { e.mu.Lock(); e.age = d; e.mu.Unlock() }
 
 // Counts are how many were enrolled and renewed.
 func (e *EST) Counts() (enrolled, renewed int) {

@@ -53,8 +53,14 @@ func serial() *big.Int {
 // Issue certifies a public key for a name, for localhost and for 127.0.0.1. The result is PEM.
 func (ca *CA) Issue(t testing.TB, pub crypto.PublicKey, name string, valid time.Duration) []byte {
 	t.Helper()
+	return ca.issue(t, pub, name, time.Minute, valid)
+}
+
+// issue is Issue for a certificate of some age.
+func (ca *CA) issue(t testing.TB, pub crypto.PublicKey, name string, age, valid time.Duration) []byte {
+	t.Helper()
 	now := time.Now()
-	tmpl := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-time.Minute), NotAfter: now.Add(valid),
+	tmpl := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-age), NotAfter: now.Add(valid),
 		DNSNames: []string{name, "localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.Cert, pub, ca.key)
