@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -99,6 +100,12 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config) (err error)
 	if g.keys, err = openKeys(ctx, cfg, g.log, g.tracker, g.now); err != nil {
 		return err
 	}
+	g.keys.ProveBy(func(ctx context.Context, key string, c *tls.Certificate) error {
+		g.mu.Lock()
+		p := g.plan
+		g.mu.Unlock()
+		return g.proveCertificate(ctx, p.cfg, key, c)
+	})
 	if isFirst(cfg.Path) {
 		g.firstStart(ctx, cfg.Gateway.ID, string(cfg.Keys["identity"].Cert))
 	}
