@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509/pkix"
 	"fmt"
 	"log/slog"
@@ -26,6 +27,7 @@ func (a *app) enrollVerb() *cobra.Command {
 [connector.NAME] whose platform certifies its key (AWS fleet provisioning) or says where the gateway belongs (Azure's Device Provisioning
 Service, by certificate, symmetric key or TPM); or of a [token.NAME] with the device flow (RFC 8628), for which a
 person is told where to go and what to type there.
+A certificate that takes the place of another is first proven by a log-in at every connector that names its key; if one fails, the old one stays.
 Without NAME, every key that has an EST server and no valid certificate is enrolled.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -40,6 +42,10 @@ Without NAME, every key that has an EST server and no valid certificate is enrol
 				return a.enrollAtPlatform(c.Context(), cfg, args[0])
 			}
 			return a.withKeys(c.Context(), first(args), func(ctx context.Context, ring *keyring.Ring) error {
+				g := &gateway{parts: parts{kinds: kinds(), log: slog.New(slog.DiscardHandler)}, now: time.Now, keys: ring}
+				ring.ProveBy(func(ctx context.Context, key string, c *tls.Certificate) error {
+					return g.proveCertificate(ctx, cfg, key, c)
+				})
 				names := args
 				if len(names) == 0 {
 					names = withoutCertificate(ctx, cfg, ring)
@@ -157,4 +163,28 @@ func (a *app) enrollAtPlatform(ctx context.Context, cfg *config.Config, name str
 	}
 	_, err = fmt.Fprintf(a.out, "%s: certified; %s\n", key, got.Note)
 	return err
+}
+
+// proveCertificate connects by a new certificate of a key wherever the configuration uses that key towards a cloud, as doctor does, up to
+// the log-in: what a cloud lets us publish is no matter of the certificate.
+func (g *gateway) proveCertificate(ctx context.Context, cfg *config.Config, key string, c *tls.Certificate) error {
+	trial := &gateway{parts: g.parts, now: g.now, tokens: g.tokens, bridge: g.bridge, keys: g.keys.With(key, c)}
+	for _, name := range sortedNames(cfg.Connectors) {
+		component := cfg.Connectors[name]
+		if used, _ := component.Value("key").(string); used != key {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, subjectTimeout)
+		var failed error
+		trial.examineConnector(ctx, cfg, component, func(f finding) {
+			if f.Result == "problem" && f.ID != "publish" && f.ID != "echo" && failed == nil {
+				failed = fmt.Errorf("connector %s: %s: %s", name, f.ID, f.Note)
+			}
+		})
+		cancel()
+		if failed != nil {
+			return failed
+		}
+	}
+	return nil
 }

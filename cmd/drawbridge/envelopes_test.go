@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -297,24 +296,14 @@ func (s *site) sealingChipGone(t *testing.T, chip *keytest.TPM) {
 		out, _ := run(t, "mosquitto_pub", s.atGateway("-V", "mqttv5", "-d", "-i", "press-1", "-u", "press-1", "-P", "correct horse", "-q", "1", "-t", "sealed/jwe", "-m", "x")...)
 		return out
 	}
-	problems := func() string {
-		resp, err := http.Get("http://" + s.page + "/status.json")
-		if err != nil {
-			return err.Error()
-		}
-		defer resp.Body.Close()
-		var b bytes.Buffer
-		b.ReadFrom(resp.Body)
-		return b.String()
-	}
 	chip.Kill()
 	if out := report(); !strings.Contains(out, "RC:151") {
 		t.Errorf("without the chip a report was answered\n%s\nnot quota exceeded (151)", out)
 	}
-	if !strings.Contains(problems(), "payload-key-failing") {
-		t.Errorf("the problem does not show:\n%s", problems())
+	if !strings.Contains(s.statusJSON(), "payload-key-failing") {
+		t.Errorf("the problem does not show:\n%s", s.statusJSON())
 	}
 	chip.Start()
 	eventually(t, "reports to be taken again", func() bool { return strings.Contains(report(), "RC:0") })
-	eventually(t, "the problem to be gone", func() bool { return !strings.Contains(problems(), "payload-key-failing") })
+	eventually(t, "the problem to be gone", func() bool { return !strings.Contains(s.statusJSON(), "payload-key-failing") })
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
@@ -249,6 +250,10 @@ certificate where the old one is, and say rotate again. Until then the old key s
 				return err
 			}
 			return a.withKeys(c.Context(), args[0], func(ctx context.Context, ring *keyring.Ring) error {
+				g := &gateway{parts: parts{kinds: kinds(), log: slog.New(slog.DiscardHandler)}, now: time.Now, keys: ring}
+				ring.ProveBy(func(ctx context.Context, key string, c *tls.Certificate) error {
+					return g.proveCertificate(ctx, cfg, key, c)
+				})
 				r, err := ring.Rotate(ctx, args[0], keyring.Enrolment{Subject: pkix.Name{CommonName: cfg.Gateway.ID}})
 				if err != nil {
 					return err
