@@ -38,6 +38,8 @@ type Connector struct {
 	cfg  Config
 	url  *url.URL
 	form form
+	// bearer outlives a session: only a second token that is refused has to be mended by a person.
+	bearer *mqtt.Bearer
 
 	requests, octets atomic.Int64
 }
@@ -50,7 +52,6 @@ type session struct {
 	lanes     *lanes.Lanes
 	transport *http.Transport
 	client    *http.Client
-	bearer    *mqtt.Bearer
 	header    http.Header // of every request
 	call      call
 	next      time.Time // when the next batch may leave; only touched by the one worker of an array
@@ -81,9 +82,9 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 
 // session makes one that has no connection yet.
 func (c *Connector) session(ctx context.Context) (*session, error) {
-	s := &session{c: c, bearer: mqtt.NewBearer(c.env.Tokens, c.cfg.Token), header: http.Header{}}
+	s := &session{c: c, header: http.Header{}}
 	s.transport = &http.Transport{
-		MaxIdleConnsPerHost: c.cfg.Parallel, MaxConnsPerHost: c.cfg.Parallel, IdleConnTimeout: 90 * time.Second,
+		DialContext: c.env.Dial, MaxIdleConnsPerHost: c.cfg.Parallel, MaxConnsPerHost: c.cfg.Parallel, IdleConnTimeout: 90 * time.Second,
 		TLSHandshakeTimeout: 15 * time.Second, ForceAttemptHTTP2: true,
 	}
 	if c.url.Scheme == "https" {
@@ -164,7 +165,7 @@ func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
 			return // the step that failed has been told
 		}
 		if c.cfg.Token != "" {
-			_, _, err = s.bearer.Token(ctx)
+			_, _, err = s.c.bearer.Token(ctx)
 		}
 	}
 	step(northbound.Step{Name: "log-in", Err: err, Note: "credentials are only tried with the first message"})
@@ -241,7 +242,7 @@ func (s *session) request(batch []*msg.Publication) error {
 	r.Header.Set("Content-Type", media)
 	r.Header.Set("Idempotency-Key", identity(batch))
 	if s.c.cfg.Token != "" {
-		token, _, err := s.bearer.Token(s.ctx)
+		token, _, err := s.c.bearer.Token(s.ctx)
 		if err != nil {
 			s.cancel(err)
 			return err
@@ -267,10 +268,10 @@ func (s *session) judge(answer *http.Response) error {
 	err := fmt.Errorf("%s: HTTP status %d", s.c.hostPort(), code)
 	switch {
 	case code >= 200 && code < 300:
-		s.bearer.Judge(nil)
+		s.c.bearer.Judge(nil)
 		return nil
 	case code == http.StatusUnauthorized || code == http.StatusProxyAuthRequired:
-		err = s.bearer.Judge(msg.Permanent(fmt.Errorf("%w: our credentials are refused", err)))
+		err = s.c.bearer.Judge(msg.Permanent(fmt.Errorf("%w: our credentials are refused", err)))
 		s.cancel(err)
 	case code == http.StatusRequestTimeout, code == http.StatusTooEarly, code == http.StatusTooManyRequests, code >= 500:
 	default:

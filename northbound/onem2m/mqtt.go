@@ -29,7 +29,7 @@ type unsendable struct{ error }
 
 func (s *session) dialMQTT(ctx context.Context, b badge) (wire, error) {
 	c := s.c
-	a := mqtt.Address{URL: c.url}
+	a := mqtt.Address{URL: c.url, Net: c.env.Dial}
 	if c.url.Scheme == "mqtts" {
 		var err error
 		if a.TLS, err = c.tls(ctx, b); err != nil {
