@@ -31,7 +31,7 @@ func TestExampleIsRight(t *testing.T) {
 		t.Fatalf("defaults: %+v", c)
 	}
 	// Every default that the example shows is the default.
-	shown := strings.NewReplacer("#ca  = \"\"", "ca = \"\"", "\n#", "\n").Replace(mqtt.Kind().Example)
+	shown := strings.NewReplacer("#ca  = \"\"", "ca = \"\"", "\n# ", "\n# ", "\n#", "\n").Replace(mqtt.Kind().Example)
 	d, err := parse(t, shown)
 	if err != nil {
 		t.Fatal(err)

@@ -25,7 +25,7 @@ func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
 		timed("tls", "", err)
 		return
 	}
-	o, err := c.options(ctx)
+	o, _, err := c.options(ctx)
 	if err != nil {
 		timed("log-in", "", err)
 		return

@@ -55,6 +55,7 @@ type Config struct {
 	ClientID      string           `toml:"client_id"` // empty: the gateway's id
 	Username      string           `toml:"username"`
 	Password      config.SecretRef `toml:"password"`
+	Token         string           `toml:"token"` // [token.NAME], shown as the password
 	KeepAlive     config.Duration  `toml:"keep_alive"`
 	SessionExpiry config.Duration  `toml:"session_expiry"` // how long the broker keeps commands for us; 0: a clean start each time
 	Window        int              `toml:"window"`         // most publications in flight
@@ -76,6 +77,12 @@ func (c *Config) Check(s *config.Scope) {
 	}
 	if c.Version != int(V5) && c.Version != int(V311) {
 		s.Errorf("version", "version: %d is not one of 5 and 4 (MQTT 3.1.1)", c.Version)
+	}
+	if c.Token != "" {
+		s.Token("token", c.Token)
+		if c.Password != "" {
+			s.Errorf("token", "token: either it or password")
+		}
 	}
 	if c.Password != "" && c.Username == "" && c.Version == int(V311) {
 		s.Errorf("password", "password: MQTT 3.1.1 has none without a username")
@@ -115,23 +122,35 @@ type = "mqtt"
 url  = "mqtts://broker.plant7.example:8883"   # or "wss://HOST/PATH"; "mqtt://" only on loopback
 key  = "identity"                  # client certificate; without it none is shown
 #ca  = ""                          # system roots where empty
-#preset         = ""               # "cumulocity", "hono", "ibm-mq", "kaa", "thingspeak" or "watson": the platform's topics and limits
+#preset         = ""               # the topics and limits of a platform, see below
 #version        = 5                # or 4 (MQTT 3.1.1)
 #client_id      = ""               # the gateway's id where empty
 #username       = ""
 #password       = ""               # "file:", "credential:" or "sealed:"
+#token          = ""               # [token.NAME] instead: a JWT as the password, shown anew before it ends
 #keep_alive     = "1m"
 #session_expiry = "24h"            # how long the broker keeps commands for us; "0s" = clean start
 #window         = 4096             # most publications in flight; the broker may lower it
+
+# preset          topics of uplinks; of downlinks
+# "cumulocity"    s/us/{device}, measurement/measurements/create; s/ds
+# "emqx"          any
+# "hivemq"        any
+# "hono"          telemetry/TENANT/{device}, event/TENANT/{device}; command/TENANT/{device}/req/...
+# "ibm-mq"        any
+# "kaa"           kp1/APP/dcx/TOKEN/json; kp1/APP/cex/TOKEN/command/TYPE/status
+# "thingspeak"    channels/ID/publish, channels/ID/publish/fields/field1; channels/ID/subscribe/fields/field1
+# "watson"        iot-2/type/TYPE/id/{device}/evt/{kind}/fmt/json; iot-2/type/TYPE/id/{device}/cmd/NAME/fmt/json
 `
 
 // Connector reaches one broker.
 type Connector struct {
-	env  northbound.Env
-	cfg  Config
-	url  *url.URL
-	sent atomic.Int64
-	read atomic.Int64
+	env    northbound.Env
+	cfg    Config
+	url    *url.URL
+	bearer *Bearer
+	sent   atomic.Int64
+	read   atomic.Int64
 }
 
 func open(env northbound.Env, cfg any) (northbound.Connector, error) {
@@ -143,7 +162,7 @@ func open(env northbound.Env, cfg any) (northbound.Connector, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connector %s: url: %w", env.Name, err)
 	}
-	return &Connector{env: env, cfg: c.withPreset(), url: u}, nil
+	return &Connector{env: env, cfg: c.withPreset(), url: u, bearer: NewBearer(env.Tokens, c.Token)}, nil
 }
 
 // Limits is northbound.Limited's.
@@ -157,7 +176,7 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 	if err != nil {
 		return nil, err
 	}
-	o, err := c.options(ctx)
+	o, until, err := c.options(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -170,6 +189,9 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 		return nil, err
 	}
 	s, err := Start(ctx, conn, o)
+	if c.cfg.Token != "" {
+		err = c.bearer.Judge(err)
+	}
 	if err != nil {
 		return nil, explain(err, address.HostPort(), address.TLS)
 	}
@@ -192,8 +214,15 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 		s.Close()
 		return nil, explain(err, address.HostPort(), address.TLS)
 	}
+	if !until.IsZero() {
+		timer := time.AfterFunc(time.Duration(renewAt*float64(until.Sub(c.env.Now()))), func() { s.End(northbound.ErrRenew) })
+		context.AfterFunc(s.Context(), func() { timer.Stop() })
+	}
 	return c.bound(s), nil
 }
+
+// renewAt is the part of a token's life after which a session is replaced by one with a new token.
+const renewAt = 0.8
 
 // address gives where the broker is reached.
 func (c *Connector) address(ctx context.Context) (Address, error) {
@@ -214,8 +243,9 @@ func (c *Connector) address(ctx context.Context) (Address, error) {
 	return a, nil
 }
 
-func (c *Connector) options(ctx context.Context) (Options, error) {
-	o := Options{
+// options says how to log in, and until when what is shown holds; zero: for ever.
+func (c *Connector) options(ctx context.Context) (o Options, until time.Time, err error) {
+	o = Options{
 		Version: byte(c.cfg.Version), ClientID: c.cfg.ClientID, Username: c.cfg.Username,
 		KeepAlive: time.Duration(c.cfg.KeepAlive), SessionExpiry: time.Duration(c.cfg.SessionExpiry),
 		Window: c.cfg.Window, NoLocal: true, Now: c.env.Now, Sent: &c.sent, Read: &c.read,
@@ -223,14 +253,22 @@ func (c *Connector) options(ctx context.Context) (Options, error) {
 	if o.ClientID == "" {
 		o.ClientID = c.env.Gateway
 	}
-	if c.cfg.Password != "" {
-		password, err := c.env.Keys.Secret(ctx, string(c.cfg.Password))
-		if err != nil {
-			return o, fmt.Errorf("password: %w", err)
+	switch {
+	case c.cfg.Password != "":
+		if o.Password, err = c.env.Keys.Secret(ctx, string(c.cfg.Password)); err != nil {
+			return o, until, fmt.Errorf("password: %w", err)
 		}
-		o.Password = password
+	case c.cfg.Token != "":
+		var token string
+		if token, until, err = c.bearer.Token(ctx); err != nil {
+			return o, until, err
+		}
+		o.Password = []byte(token)
+		if o.Username == "" && o.Version == V311 {
+			o.Username = o.ClientID // MQTT 3.1.1 has no password without one
+		}
 	}
-	return o, nil
+	return o, until, nil
 }
 
 // Counters is northbound.Counters'.

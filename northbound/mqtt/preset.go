@@ -42,6 +42,8 @@ var presets = map[string]preset{
 		like:    "s/us/CHILD",
 		payload: 16184, maxQoS: 2,
 	},
+	"emqx":   {maxQoS: 2, retain: true, keeps: true},
+	"hivemq": {maxQoS: 2, retain: true, keeps: true},
 	"ibm-mq": {version: int(V311), maxQoS: 2, retain: true, keeps: true},
 	"watson": {
 		version: int(V311), topics: regexp.MustCompile(`^iot-2/(type/[^/]+/id/[^/]+/)?evt/[^/]+/fmt/[^/]+$`), like: "iot-2/type/TYPE/id/DEVICE/evt/EVENT/fmt/json",
@@ -58,7 +60,7 @@ func (c *Config) checkPreset(s *config.Scope) {
 	if p.version != 0 && s.Given("version") && c.Version != p.version {
 		s.Errorf("version", "version: %s speaks MQTT 3.1.1 only", c.Preset).Hint = "leave version away"
 	}
-	if p.named && (c.Password == "" || c.Username == "" && p.username == "") {
+	if p.named && (c.Password == "" && c.Token == "" || c.Username == "" && p.username == "") {
 		s.Errorf("password", "password: %s asks for a user name and a password", c.Preset)
 	}
 	if p.clientID != nil && !p.clientID.MatchString(c.ClientID) {
