@@ -22,6 +22,7 @@ import (
 
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/northbound"
+	"github.com/drawbridge/drawbridge/northbound/mqtt"
 )
 
 // Config is [connector.NAME] with type = "http".
@@ -153,7 +154,7 @@ func open(env northbound.Env, cfg any) (northbound.Connector, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connector %s: url: %w", env.Name, err)
 	}
-	k := &Connector{env: env, cfg: *c, url: u, form: array}
+	k := &Connector{env: env, cfg: *c, url: u, form: array, bearer: mqtt.NewBearer(env.Tokens, c.Token)}
 	switch {
 	case c.Preset == "thingspeak":
 		k.url = u.JoinPath("bulk_update.json")
