@@ -45,7 +45,8 @@ import (
 // tick is the grain of timers.
 const tick = 100 * time.Millisecond
 
-// handshakers is how many handshakes may wait for a chip at a time. Established devices never wait for them.
+// handshakers is how many handshakes with certificates may wait for a chip's signature at a time, and how many others are worked on beside them: those
+// with pre-shared keys do not wait for a chip that is slow to sign. Established devices never wait for either.
 const handshakers = 16
 
 type listener struct {
@@ -59,7 +60,8 @@ type listener struct {
 	count         counters
 	turns         sync.Pool  // of *turn
 	pendings      sync.Pool  // of *pending
-	jobs          chan *half // handshakes with something to do
+	jobs          chan *half // handshakes with something to do, by clients that offer PSKs
+	signs         chan *half // the others
 	wake          chan struct{}
 	syncs         chan struct{} // sequence numbers wait to be reserved
 
@@ -93,7 +95,7 @@ type listener struct {
 func open(env southbound.Env, cfg *Config) (*listener, error) {
 	l := &listener{
 		env: env, cfg: cfg, epoch: time.Now(),
-		jobs: make(chan *half, cfg.MaxHandshakes), wake: make(chan struct{}, 1), syncs: make(chan struct{}, 1),
+		jobs: make(chan *half, cfg.MaxHandshakes), signs: make(chan *half, cfg.MaxHandshakes), wake: make(chan struct{}, 1), syncs: make(chan struct{}, 1),
 		byCID: map[dtls.CID]*session{}, byAddr: map[netip.AddrPort]*session{}, byDevice: map[string][]*session{},
 		sources: map[netip.Addr][]byte{}, halves: map[netip.AddrPort]*half{}, halfCID: map[dtls.CID]*half{}, limits: limiter{},
 		values: values{limit: int(cfg.LastValues)},
@@ -210,7 +212,8 @@ func (l *listener) Serve(ctx context.Context, up southbound.Uplink) error {
 	wg.Go(func() { l.keepValues(ctx, kept) })
 	if l.dtls != nil {
 		for range handshakers {
-			wg.Go(func() { l.handshake(ctx) })
+			wg.Go(func() { l.handshake(ctx, l.jobs) })
+			wg.Go(func() { l.handshake(ctx, l.signs) })
 		}
 	}
 	err = l.read()

@@ -2,9 +2,11 @@ package coap
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/drawbridge/drawbridge/auth"
@@ -19,7 +21,9 @@ type half struct {
 	local   netip.Addr // what the client has sent to
 	cid     dtls.CID
 	inbox   [][]byte // datagrams for the worker
-	queued  bool     // a worker has it or will
+	workers chan<- *half
+	queued  bool // a worker has it or will
+	heard   bool // the client has gone on after the server's first flight
 	started bool
 	dead    bool
 	flight  [][]byte // to be repeated
@@ -97,15 +101,43 @@ func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
 	if len(l.halves) >= l.cfg.MaxHandshakes {
 		l.count.refusedHandshakes.Add(1)
 		l.env.Health.Set(&handshakesFull, "")
-		return
+		l.giveUp()
 	}
 	n := &half{addr: from, local: t.local, hello: bytes.Clone(h.Bytes()), cid: dtls.NewCID(), born: t.now, wait: time.Second, again: t.now.Add(time.Hour)}
 	for l.byCID[n.cid] != nil || l.halfCID[n.cid] != nil {
 		n.cid = dtls.NewCID()
 	}
-	n.hs = dtls.NewHandshake(l.handshakeConfig(), h, n.cid)
+	cfg := l.handshakeConfig()
+	n.hs, n.workers = dtls.NewHandshake(cfg, h, n.cid), l.signs
+	if h.OffersPSK(cfg.Suites) {
+		n.workers = l.jobs
+	}
 	l.halves[from], l.halfCID[n.cid] = n, n
 	t.post(n, nil)
+}
+
+// giveUp makes room for a handshake. Of some under way that one goes which is of the address with the most of them; of equal ones, one whose client has not gone
+// on; of equal ones, the oldest. So who opens handshakes and leaves them there keeps nobody out for long, and least of all those who are elsewhere.
+func (l *listener) giveUp() {
+	var sample []*half
+	of := map[netip.Prefix]int{}
+	for _, h := range l.halves { // in random order
+		sample = append(sample, h)
+		of[prefixOf(h.addr.Addr())]++
+		if len(sample) == 32 {
+			break
+		}
+	}
+	l.drop(slices.MinFunc(sample, func(a, b *half) int {
+		return cmp.Or(of[prefixOf(b.addr.Addr())]-of[prefixOf(a.addr.Addr())], heard(a)-heard(b), a.born.Compare(b.born))
+	}))
+}
+
+func heard(h *half) int {
+	if h.heard {
+		return 1
+	}
+	return 0
 }
 
 // post gives a worker something to do on h.
@@ -115,11 +147,11 @@ func (t *turn) post(h *half, b []byte) {
 			t.l.count.dropped.Add(1)
 			return
 		}
-		h.inbox = append(h.inbox, bytes.Clone(b))
+		h.inbox, h.heard = append(h.inbox, bytes.Clone(b)), true
 	}
 	if !h.queued {
 		select {
-		case t.l.jobs <- h:
+		case h.workers <- h:
 			h.queued = true
 		default: // the client repeats itself
 		}
@@ -138,12 +170,12 @@ func (l *listener) drop(h *half) {
 }
 
 // handshake is a worker: it does for handshakes what takes time.
-func (l *listener) handshake(ctx context.Context) {
+func (l *listener) handshake(ctx context.Context, jobs <-chan *half) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case h := <-l.jobs:
+		case h := <-jobs:
 			l.advance(ctx, h)
 		}
 	}
@@ -244,7 +276,7 @@ func (l *listener) closeHalves() {
 	for len(l.unclosed) > 0 {
 		h := l.unclosed[len(l.unclosed)-1]
 		select {
-		case l.jobs <- h:
+		case h.workers <- h:
 			h.queued = true
 			l.unclosed = l.unclosed[:len(l.unclosed)-1]
 		default:

@@ -209,14 +209,17 @@ func (t *turn) rename(s *session, device string) {
 	t.rewatch(s)
 }
 
-// evict makes room: the session that has been silent for longest among some goes.
+// evict makes room: among some, that association goes which is worth least. One whose device has a newer one is worth less than any device's only one;
+// among equals the one that has been silent for longest goes.
 func (l *listener) evict() {
 	var oldest *session
+	superseded := false
 	n := 0
 	for _, list := range l.byDevice { // in random order
-		for _, s := range list {
-			if oldest == nil || s.seen.Before(oldest.seen) {
-				oldest = s
+		for i, s := range list {
+			old := i < len(list)-1 && !s.anyone()
+			if oldest == nil || old && !superseded || old == superseded && s.seen.Before(oldest.seen) {
+				oldest, superseded = s, old
 			}
 		}
 		if n++; n == 64 {

@@ -78,7 +78,7 @@ type Handshake struct {
 	need    byte
 	conn    *Conn
 	mac     hash.Hash // HMAC keyed with the master secret
-	stash   [][]byte // datagrams with records of epoch 1 that came before the key
+	stash   [][]byte  // datagrams with records of epoch 1 that came before the key
 	peer    any
 	pskUser bool
 	done    bool

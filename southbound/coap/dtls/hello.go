@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"hash"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -209,6 +210,11 @@ func (h *Hello) offer() (o offer, ok bool) {
 		}
 	}
 	return o, true
+}
+
+// OffersPSK tells whether the hello lists one of the suites that takes a pre-shared key.
+func (h *Hello) OffersPSK(suites []*Suite) bool {
+	return slices.ContainsFunc(suites, func(s *Suite) bool { return s.UsesPSK() && h.offers(s.ID) })
 }
 
 // offers tells whether the hello lists the suite.
