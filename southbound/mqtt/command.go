@@ -43,13 +43,13 @@ func (d *device) count() int {
 }
 
 // mayPublish tells whether the device is within its rate.
-func (d *device) mayPublish(now time.Time, perSecond int) bool {
+func (d *device) mayPublish(perSecond int) bool {
 	if perSecond == 0 {
 		return true
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.rate.take(now, perSecond)
+	return d.rate.take(time.Now(), perSecond)
 }
 
 // command is one message on its way to a device.

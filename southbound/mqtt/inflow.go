@@ -66,9 +66,14 @@ func (f *inflow) add(e *inbound) int {
 	return f.quota
 }
 
-// enter counts a QoS 0 publish at the uplink; left is its outcome.
-func (f *inflow) enter() {
+// enter counts a QoS 0 publish at the uplink once there is room for it; left is its outcome.
+func (f *inflow) enter(limit int, stopped <-chan struct{}) {
 	f.mu.Lock()
+	if f.waiting >= limit {
+		f.mu.Unlock()
+		f.hold(limit, stopped)
+		f.mu.Lock()
+	}
 	f.waiting++
 	f.mu.Unlock()
 }

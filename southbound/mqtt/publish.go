@@ -25,9 +25,8 @@ func (c *conn) published(h packet.Header, body []byte) error {
 		return err
 	}
 	c.l.count.publishesIn.Add(1)
-	now := time.Now()
 	if p.QoS == 0 {
-		if !c.session.device.mayPublish(now, c.l.cfg.MaxRate) {
+		if !c.session.device.mayPublish(c.l.cfg.MaxRate) {
 			c.l.count.publishesRefused.Add(1)
 			return nil
 		}
@@ -52,7 +51,7 @@ func (c *conn) published(h packet.Header, body []byte) error {
 	reply := c.session.device.answered(c, &p)
 	switch {
 	case reply:
-	case !c.session.device.mayPublish(now, c.l.cfg.MaxRate):
+	case !c.session.device.mayPublish(c.l.cfg.MaxRate):
 		e.code = packet.MessageRateTooHigh
 		e.refusal = &msg.Refusal{Reason: msg.Full, RetryAfter: time.Second, Why: "more publishes per second than allowed"}
 	case !c.topic.publish && !c.topic.report:
@@ -90,8 +89,7 @@ func (c *conn) publishedQoS0(p *packet.PublishPacket) {
 		_, _ = c.l.broker.route(newMessage(c.topic.topic, p.Payload, 0, p.Retain, &p.Props, c.l.env.Now()), c.session)
 	}
 	if c.topic.report {
-		c.in.hold(max(c.l.cfg.ReceiveMaximum, 1000), c.stopped)
-		c.in.enter()
+		c.in.enter(max(c.l.cfg.ReceiveMaximum, 1000), c.stopped)
 		m := c.report(p, id)
 		c.l.up.Submit(&m, c.leftQoS0)
 	}
