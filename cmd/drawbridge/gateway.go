@@ -110,7 +110,7 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config) (err error)
 		g.firstStart(ctx, cfg.Gateway.ID, string(cfg.Keys["identity"].Cert))
 	}
 	g.realm, err = auth.NewRealm(ctx, cfg, auth.Options{
-		Secret: g.keys.Secret, Certificate: g.keys.Certificate, Log: g.log, Health: g.tracker, Now: g.now, Clock: g.clock,
+		Secret: g.keys.Secret, MAC: g.keys.For("pre-shared keys").MAC, Certificate: g.keys.Certificate, Log: g.log, Health: g.tracker, Now: g.now, Clock: g.clock,
 	})
 	if err != nil {
 		return err
