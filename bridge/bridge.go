@@ -89,6 +89,7 @@ var _ southbound.Uplink = (*Bridge)(nil)
 type queue interface {
 	Append(c spool.Class, r *spool.Record, done func(spool.Pos, error))
 	Consumers() []string
+	Forget(name string)
 	Ledger() []spool.Tally
 	Stats() spool.Stats
 	reader(name string) reader

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -27,7 +28,12 @@ type DeadLetter struct {
 	Device    string    `json:"device,omitempty"`
 	Topic     string    `json:"topic,omitempty"`
 	Size      int       `json:"size"` // octets of the payload
+	Type      string    `json:"type,omitempty"`
+	Payload   []byte    `json:"payload,omitempty"` // at most shownPayload octets of it
 }
+
+// shownPayload is how much of a dead letter's payload is shown to people.
+const shownPayload = 4 << 10
 
 // letter is a dead letter on disk. Data is the spool's record.
 type letter struct {
@@ -224,7 +230,8 @@ func (b *Bridge) DeadLetters(connector, after string, max int) (list []DeadLette
 		}
 		e := spool.Entry{ID: id, Time: l.Time, Route: l.Route, Data: l.Data}
 		p, _ := dec.publication(&e) // what cannot be read is shown without device and topic
-		list = append(list, DeadLetter{id.String(), connector, l.Route, l.Reason, l.Time, l.Since, p.Device, p.Topic, len(p.Payload)})
+		list = append(list, DeadLetter{id.String(), connector, l.Route, l.Reason, l.Time, l.Since, p.Device, p.Topic, len(p.Payload), p.Type,
+			bytes.Clone(p.Payload[:min(len(p.Payload), shownPayload)])})
 		return true
 	})
 	return list, err

@@ -88,6 +88,21 @@ func (m *memory) setFail(err error) {
 
 func (m *memory) Consumers() []string { return nil }
 
+func (m *memory) Forget(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.records = slices.DeleteFunc(m.records, func(h *held) bool {
+		if h.open[name] {
+			delete(h.open, name)
+			l := m.line(h.r.Route, name)
+			l.Pending--
+			l.Expired++
+			m.pending[name] -= int64(len(h.r.Data))
+		}
+		return len(h.open) == 0
+	})
+}
+
 func (m *memory) Ledger() (list []spool.Tally) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -102,6 +102,12 @@ type Pauser interface {
 	Resume(connector string) error
 }
 
+// Forgetter is the ability to give up what waits for a connector that is gone.
+type Forgetter interface {
+	// Forget tells how many messages and dead letters there were. It refuses to where the connector is in the file.
+	Forget(connector string) (int, error)
+}
+
 // Prober is the ability to send a publication that carries no data, to see whether a cloud takes it.
 type Prober interface {
 	// Probe returns once the cloud has confirmed.

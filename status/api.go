@@ -79,6 +79,12 @@ func (s *Server) actions(mux *http.ServeMux) {
 			return affected{1}, n.Name, a.Resume(n.Name)
 		}))
 	}
+	if a, ok := s.o.Source.(Forgetter); ok {
+		mux.Handle("POST /v1/connectors/forget", action(s, "forget connector", func(_ *http.Request, n named) (any, string, error) {
+			count, err := a.Forget(n.Name)
+			return affected{count}, n.Name, err
+		}))
+	}
 	if a, ok := s.o.Source.(Prober); ok {
 		mux.Handle("POST /v1/connectors/probe", action(s, "probe connector", func(r *http.Request, n named) (any, string, error) {
 			return affected{1}, n.Name, a.Probe(r.Context(), n.Name)

@@ -99,6 +99,11 @@ func (c *Client) Resume(ctx context.Context, connector string) error {
 	return err
 }
 
+// Forget gives up what waits for a connector that is gone, and tells how many messages and dead letters there were.
+func (c *Client) Forget(ctx context.Context, connector string) (int, error) {
+	return c.act(ctx, "/v1/connectors/forget", named{connector})
+}
+
 func (c *Client) act(ctx context.Context, path string, in any) (int, error) {
 	var n affected
 	err := c.do(ctx, http.MethodPost, path, in, &n)

@@ -144,6 +144,11 @@ func (g *gateway) Resume(connector string) error {
 	return nil
 }
 
+func (g *gateway) Forget(connector string) (int, error) {
+	g.note("forget %s", connector)
+	return 7, nil
+}
+
 func (g *gateway) Probe(_ context.Context, connector string) error {
 	if connector == "plant" {
 		return errors.New("connector plant: not connected")

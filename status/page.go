@@ -73,7 +73,7 @@ type view struct {
 }
 
 // abilities say which actions are offered.
-type abilities struct{ Reload, Test, Disconnect, Pause, Probe bool }
+type abilities struct{ Reload, Test, Disconnect, Pause, Probe, Forget bool }
 
 // tried is a report that was tried on the routes.
 type tried struct {
@@ -91,7 +91,7 @@ func (s *Server) view(r *http.Request, sh sheet) *view {
 	}
 	v.Can.Test = can[RouteTester](s)
 	if v.Who.operator {
-		v.Can = abilities{can[Reloader](s), v.Can.Test, can[Disconnecter](s), can[Pauser](s), can[Prober](s)}
+		v.Can = abilities{can[Reloader](s), v.Can.Test, can[Disconnecter](s), can[Pauser](s), can[Prober](s), can[Forgetter](s)}
 	}
 	return v
 }

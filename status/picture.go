@@ -141,7 +141,7 @@ func (m *moment) nodes(l *language, put func(int, node)) {
 			if c.Latency > 0 {
 				n.Sub = c.Type + " · " + l.span(c.Latency)
 			}
-		case ConnectorPaused:
+		case ConnectorPaused, ConnectorGone:
 			n.Class = "idle"
 		default:
 			n.Class = "warn"

@@ -101,6 +101,7 @@ const (
 	ConnectorConnecting ConnectorState = "connecting"
 	ConnectorBackingOff ConnectorState = "backing-off" // waits before it dials again
 	ConnectorPaused     ConnectorState = "paused"      // by an operator, until resumed
+	ConnectorGone       ConnectorState = "gone"        // not in the file any more; what waits for it is kept until it expires
 )
 
 // Connector is one [connector.NAME].

@@ -190,7 +190,10 @@ func TestClientAsksAndActsOverTheSocket(t *testing.T) {
 	if err := c.Pause(ctx, "moon"); err == nil || err.Error() != `connector "moon": unknown` {
 		t.Errorf("pause: %v", err)
 	}
-	want := []string{"reload", `replay 1 of ""`, `drop 1 of "plant"`, "disconnect th-17", "pause cloud", "resume cloud"}
+	if n, err := c.Forget(ctx, "old"); n != 7 || err != nil {
+		t.Errorf("forget: %d, %v", n, err)
+	}
+	want := []string{"reload", `replay 1 of ""`, `drop 1 of "plant"`, "disconnect th-17", "pause cloud", "resume cloud", "forget old"}
 	if got := g.done(); !reflect.DeepEqual(got, want) {
 		t.Errorf("did %q", got)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
 	"github.com/drawbridge/drawbridge/northbound"
@@ -75,6 +76,16 @@ func examine(ctx context.Context, cfg *config.Config, only string, skip []string
 	}
 	defer ring.Close()
 	g := &gateway{parts: parts{kinds: kinds(), log: log}, now: time.Now, keys: ring}
+	// Tokens are asked for anew and kept nowhere: a refresh token, which the issuer gives another for, is the running gateway's.
+	scratch, err := os.MkdirTemp("", "drawbridge-doctor-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(scratch)
+	if g.tokens, err = auth.NewTokens(ctx, cfg.Tokens, auth.TokenOptions{Keys: ring.For("doctor"), State: scratch, Log: log, Now: time.Now}); err != nil {
+		return nil, err
+	}
+	defer g.tokens.Close()
 
 	type subject struct {
 		name string

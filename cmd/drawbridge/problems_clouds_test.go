@@ -296,7 +296,10 @@ func (h *house) cloudRefuses() {
 				h.Fatal(code, err)
 			}
 		}
-	}, func() { m.set("") })
+	}, func() {
+		m.set("")
+		h.report("th-1", "sensors/x", []byte("1")) // what the cloud takes shows that it takes something
+	})
 	h.brings("dead-letters", "connector cloud", func() {}, func() {
 		if out, code := h.verb("spool", "drop", "cloud", "all"); code != exitYes {
 			h.Fatal(out)
@@ -377,10 +380,20 @@ func (h *house) newFiles() {
 	h.brings("queue-orphaned", "", func() {
 		act("/v1/connectors/pause", `{"name":"cloud"}`)
 		h.report("th-1", "sensors/x", []byte("1"))
+		if out, code := h.verb("spool", "forget", "cloud", "--yes"); code != exitFailed || !strings.Contains(out, "is in the file") {
+			h.Errorf("forget of a cloud that is there: %d %s", code, out)
+		}
 		h.reload(base)
 	}, func() {
-		h.reload(base, cloud, toCloud)
-		act("/v1/connectors/resume", `{"name":"cloud"}`)
+		if out, code := h.tell("no\n", "spool", "forget", "cloud"); code != exitUsage || !strings.Contains(out, "given up for good") {
+			h.Errorf("forget without a yes: %d %s", code, out)
+		}
+		if out, code := h.tell("cloud\n", "spool", "forget", "cloud"); code != exitYes || !strings.HasSuffix(out, "1 message given up\n") {
+			h.Errorf("forget: %d %s", code, out)
+		}
+		if !strings.Contains(h.log.text(), `msg="action: forget connector" part=status audit=true who="uid `) {
+			h.Errorf("the audit log says nothing of it:\n%s", h.log.text())
+		}
 	})
 	web := fmt.Sprintf("[connector.hook]\ntype = \"http\"\nurl = %q\nkey = \"hook\"\nca = %q\n", hook.URL, hook.CA.File(h))
 	h.brings("no-commands", "connector hook",

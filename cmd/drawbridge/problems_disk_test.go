@@ -248,8 +248,11 @@ func (h *house) filesDamaged() {
 	h.start()
 	store := h.appears("bridge-store-damaged", "")
 	queue := h.appears("spool-damaged", "")
-	// The loss stays to be seen until the gateway starts on storage that is well.
+	// The loss stays to be seen until the storage is replaced.
 	h.stop()
+	if err := os.RemoveAll(h.path("state/spool")); err != nil {
+		h.Fatal(err)
+	}
 	h.start()
 	h.goes(store)
 	h.goes(queue)
@@ -269,15 +272,18 @@ topic = "cmd/{device}/set"
 resource = "/set"
 `)
 	h.start()
-	eventually(h, "the connector to be up", func() bool { return len(b.Clients()) == 1 })
+	eventually(h, "the connector to take commands", func() bool {
+		b.Publish(broker.Message{Topic: "cmd/bed-0/set", Payload: []byte("1"), QoS: 1})
+		return strings.Contains(h.get("/metrics"), "\ndrawbridge_commands_queued ") && !strings.Contains(h.get("/metrics"), "\ndrawbridge_commands_queued 0\n")
+	})
 	h.brings("mailboxes-full", "", func() {
-		for i := range 8 * 90 { // of 64 KiB each; there is room for 32 MiB
-			eventually(h, "the gateway to keep up", func() bool { return b.Unconfirmed("gw1") < 8 })
-			b.Publish(broker.Message{Topic: fmt.Sprintf("cmd/bed-%d/set", i%8), Payload: make([]byte, 64<<10), QoS: 1})
-			if h.has("mailboxes-full") {
-				return
+		eventually(h, "32 MiB of commands to fill the mailboxes", func() bool {
+			for i := range 40 {
+				eventually(h, "the gateway to keep up", func() bool { return b.Unconfirmed("gw1") < 8 })
+				b.Publish(broker.Message{Topic: fmt.Sprintf("cmd/bed-%d/set", i%8), Payload: make([]byte, 64<<10), QoS: 1})
 			}
-		}
+			return h.has("mailboxes-full")
+		})
 	}, func() {
 		c, err := dialMQTT(h.Context(), h.at("shop"), nil, wireOptions{clientID: "bed-1"})
 		if err != nil {

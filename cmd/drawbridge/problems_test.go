@@ -267,9 +267,12 @@ func (h *house) reload(more ...string) {
 }
 
 // verb runs a verb of the command, as a person would.
-func (h *house) verb(args ...string) (string, int) {
+func (h *house) verb(args ...string) (string, int) { return h.tell("", args...) }
+
+// tell runs a verb that is told something.
+func (h *house) tell(input string, args ...string) (string, int) {
 	var out bytes.Buffer
-	code := execute(h.Context(), append(args, "--config", h.path("drawbridge.toml")), streams{strings.NewReader(""), &out, &out})
+	code := execute(h.Context(), append(args, "--config", h.path("drawbridge.toml")), streams{strings.NewReader(input), &out, &out})
 	return out.String(), code
 }
 
@@ -335,8 +338,8 @@ func (h *house) again(part func(context.Context) error, look func()) {
 	}
 }
 
-// A place is where problems are told; seen holds what is told there.
-var places = []struct {
+// tellers are the places where problems are told.
+var tellers = []struct {
 	name string
 	told func(h *house, p health.Problem) bool
 }{
@@ -395,7 +398,7 @@ func (h *house) appears(code, subject string) health.Problem {
 	if p.Hint == "" {
 		h.Errorf("%s gives no hint", code)
 	}
-	for _, place := range places {
+	for _, place := range tellers {
 		eventually(h, code+" to appear: "+place.name, func() bool { return place.told(h, p) })
 	}
 	return p
@@ -404,7 +407,7 @@ func (h *house) appears(code, subject string) health.Problem {
 // goes waits until the problem is told nowhere.
 func (h *house) goes(p health.Problem) {
 	h.Helper()
-	for _, place := range places {
+	for _, place := range tellers {
 		eventually(h, p.Code+" to go: "+place.name, func() bool { return !place.told(h, p) })
 	}
 	h.brought = append(h.brought, p.Code)

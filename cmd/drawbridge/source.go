@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"os"
@@ -45,6 +46,8 @@ var _ interface {
 	status.DeadLetters
 	status.Disconnecter
 	status.Pauser
+	status.Forgetter
+	status.Prober
 } = (*source)(nil)
 
 func (s *source) current() (*plan, time.Time) {
@@ -166,7 +169,7 @@ func connectorStatus(p *plan, c bridge.ConnectorStatus) status.Connector {
 		LastFault: c.LastFault, InFlight: c.InFlight, Latency: c.Latency}
 	built := p.connectors[c.Name]
 	if built == nil {
-		out.LastError = "not in the configuration any more; what waits for it expires with spool.max_age"
+		out.State = status.ConnectorGone
 		return out
 	}
 	out.Type = built.component.Type
@@ -280,7 +283,7 @@ func (s *source) DeadLetters(_ context.Context, connector string, limit int) (li
 		}
 		for _, l := range letters {
 			list = append(list, status.DeadLetter{ID: l.ID, Connector: l.Connector, Route: l.Route, Device: l.Device, Topic: l.Topic,
-				Reason: l.Reason, Accepted: l.Time, Died: l.Since, Size: l.Size})
+				Reason: l.Reason, Accepted: l.Time, Died: l.Since, Size: l.Size, Type: l.Type, Payload: l.Payload})
 		}
 	}
 	return list, nil
@@ -328,6 +331,39 @@ func (s *source) Pause(connector string) error { return s.onConnector(connector,
 
 // Resume implements status.Pauser.
 func (s *source) Resume(connector string) error { return s.onConnector(connector, s.bridge.Resume) }
+
+// Forget implements status.Forgetter.
+func (s *source) Forget(connector string) (int, error) {
+	p, _ := s.current()
+	for _, c := range s.bridge.Snapshot().Connectors {
+		if c.Name == connector && p.connectors[connector] == nil {
+			return s.bridge.Forget(connector)
+		}
+	}
+	if p.connectors[connector] != nil {
+		return 0, hinted(fmt.Errorf("connector %q is in the file: its messages are not given up", connector), "take it out of the file and reload; or drop its dead letters alone")
+	}
+	return 0, fmt.Errorf("nothing waits for a connector %q", connector)
+}
+
+// Probe implements status.Prober: it does by a connection of its own what `drawbridge doctor` does, up to the publication and its echo.
+func (s *source) Probe(ctx context.Context, connector string) error {
+	p, _ := s.current()
+	built := p.connectors[connector]
+	if built == nil {
+		return fmt.Errorf("there is no connector %q", connector)
+	}
+	ctx, cancel := context.WithTimeout(ctx, subjectTimeout)
+	defer cancel()
+	var failed error
+	beside := &gateway{parts: parts{kinds: s.kinds, log: slog.New(slog.DiscardHandler)}, now: s.now, keys: s.gateway.keys, tokens: s.tokens, bridge: s.bridge}
+	beside.examineConnector(ctx, p.cfg, built.component, func(f finding) {
+		if f.Result != "ok" && failed == nil {
+			failed = hinted(fmt.Errorf("%s", strings.TrimPrefix(f.ID+": "+f.Note, ": ")), "%s", f.Hint)
+		}
+	})
+	return failed
+}
 
 func (s *source) onConnector(name string, do func(string)) error {
 	if p, _ := s.current(); p.connectors[name] == nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"strings"
@@ -56,7 +57,33 @@ func (a *app) spoolVerb() *cobra.Command {
 			n, err := client.Drop(ctx, connector, ids)
 			return a.done(err, "%s dropped\n", plural(n, "dead letter"))
 		}),
-	})
+	}, a.spoolForgetVerb())
+	return c
+}
+
+func (a *app) spoolForgetVerb() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use:   "forget CONNECTOR",
+		Short: "Give up for good what waits for a connector that is not in the configuration any more",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			if !yes {
+				fmt.Fprintf(a.err, "drawbridge: all messages and dead letters of %q are given up for good. Type its name to go on: ", args[0])
+				line, _ := bufio.NewReader(a.in).ReadString('\n') // no answer is no
+				if strings.TrimSpace(line) != args[0] {
+					return usage("spool forget: nothing was changed")
+				}
+			}
+			n, err := client.Forget(c.Context(), args[0])
+			return a.done(err, "%s given up\n", plural(n, "message"))
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return c
 }
 
