@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -212,4 +213,30 @@ func TestProveTenThousand(t *testing.T) {
 	}
 	claim(t, "associations: the file takes %d octets per device; resident memory rose by %.0f octets per device when they came in, garbage of the handshakes included",
 		file.Size()/int64(devices), float64(full-empty)/float64(devices))
+}
+
+// TestPSKInChip goes through the whole process with a device whose key was imported.
+func TestPSKInChip(t *testing.T) {
+	s := newSite(t)
+	s.write("th-9.secret", "base64:"+base64.StdEncoding.EncodeToString([]byte("a secret of 9 ho"))+"\n")
+	s.extra = "[key.th-9-psk]\nuri = \"file:th-9-psk.key\"\n[device.th-9]\ngroups = [\"thermostat\"]\npsk = \"key:th-9-psk\"\n"
+	s.configure()
+	s.certify()
+	if out, err := s.drawbridge("keys", "import", "th-9-psk", s.path("th-9.secret")); err != nil {
+		t.Fatalf("keys import: %v\n%s", err, out)
+	}
+	cloud := newRecorder(s)
+	cloud.up()
+	defer cloud.down()
+	s.startGateway()
+	out := mustRun(t, "coap-client-openssl", "-v", "6", "-B", "20", "-u", "th-9", "-k", "a secret of 9 ho", "-m", "post", "-e", "1", "coaps://"+s.coap+"/sensors/count")
+	if !strings.Contains(out, "2.04") {
+		t.Errorf("%s", out)
+	}
+	eventually(t, "the report to arrive", func() bool {
+		cloud.mu.Lock()
+		defer cloud.mu.Unlock()
+		return len(cloud.arrived["th-9"]) == 1
+	})
+	s.gateway.stop()
 }
