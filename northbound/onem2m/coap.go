@@ -76,7 +76,7 @@ func (s *session) dialCoAP(ctx context.Context, b badge) (wire, error) {
 		raw.Close()
 		return nil, c.explain(fmt.Errorf("dtls: %w", err))
 	}
-	parallel := c.cfg.Parallel + 2
+	parallel := c.cfg.requests()
 	w := &overCoAP{c, coapdtls.Client(conn, options.WithCloseSocket(), options.WithErrors(func(error) {}), // each request gives its own error
 		options.WithTransmission(uint32(parallel), 2*time.Second, 4), options.WithMaxMessageSize(bodyMax),
 		options.WithLimitClientParallelRequest(int64(parallel)), options.WithLimitClientEndpointParallelRequest(int64(parallel)),

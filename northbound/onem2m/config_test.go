@@ -101,7 +101,6 @@ func TestMistakesInTheFile(t *testing.T) {
 		per + psk: `device_psk_id: only coaps:// knows pre-shared keys`,
 		coap + "key = \"identity\"\nae_per_device = true\n" + psk + "\ndevice_key = \"a-{device}\"": `device_key: either a certificate or a pre-shared key`,
 		per + "notify = \"http\"\nlisten = \":8443\"\npoa = \"https://gw\"\nresponse = \"now\"":     `response: "now" is not one of`,
-		good + "ae_per_device = true\nresponse = \"asynch\"":                                        `response: "asynch" with ae_per_device needs notify`,
 		good + flex + "topic = \"a b\"\ntype = \"cod:x\"\ncnd = \"x\"":                              `flex: topic: "a b" is not a filter`,
 		good + flex + "topic = \"a\"\ntype = \"m2m:cnt\"\ncnd = \"x\"":                              `flex: type: "m2m:cnt" is not the short name of a specialisation`,
 		good + flex + "topic = \"a\"\ntype = \"cod:x\"":                                             `flex: cnd: the containerDefinition is missing`,

@@ -41,3 +41,12 @@ func Publication(c cin, topic string) (id [16]byte, media string, payload []byte
 
 // ValidKeyID tells whether an identifier is that of a key.
 var ValidKeyID = validKeyID
+
+// ResultOf reads a <request> resource.
+var ResultOf = resultOf
+
+// ResultIn reads the result of a non-blocking request from a notification.
+var ResultIn = resultIn
+
+// CustomAttributes reads those of a flexContainer.
+var CustomAttributes = customAttributes

@@ -248,11 +248,10 @@ func TestTheCSEChoosesTheAEID(t *testing.T) {
 }
 
 func TestAnAEForEachDevice(t *testing.T) {
-	for _, binding := range []string{"HTTP, notified by HTTP", "MQTT"} {
+	for binding, b := range bindings {
 		t.Run(binding, func(t *testing.T) {
 			t.Parallel()
 			c := northtest.NewCSE(t)
-			b := bindings[binding]
 			conn, _ := connector(t, c, b.serve(c), func(_ *northbound.Env, cfg *onem2m.Config) {
 				if b.change != nil {
 					b.change(t, cfg)

@@ -90,12 +90,11 @@ func (s *session) listen(ctx context.Context) error {
 			return err
 		}
 	case "poll":
-		if s.c.cfg.PerDev {
-			s.c.env.Health.Set(&SubscriptionRefused, "with ae_per_device there is no polling channel: set notify")
-			return nil
-		}
-		if err := s.channel(ctx); err != nil {
-			return err
+		s.polls = true
+		for _, e := range s.tree.all() {
+			if err := s.channel(ctx, e); err != nil {
+				return err
+			}
 		}
 	}
 	if err := s.followers.look(ctx); err != nil {

@@ -37,7 +37,7 @@ type overHTTP struct {
 
 func (c *Connector) dialHTTP(ctx context.Context, b badge) (wire, error) {
 	t := &http.Transport{
-		DialContext: c.env.Dial, MaxIdleConnsPerHost: c.cfg.Parallel + 1, MaxConnsPerHost: c.cfg.Parallel + 2, IdleConnTimeout: 90 * time.Second,
+		DialContext: c.env.Dial, MaxIdleConnsPerHost: c.cfg.Parallel + 1, MaxConnsPerHost: c.cfg.requests(), IdleConnTimeout: 90 * time.Second,
 		TLSHandshakeTimeout: 15 * time.Second, DisableCompression: true,
 	}
 	if c.url.Scheme == "https" {

@@ -256,12 +256,6 @@ func (c *Config) checkNotify(s *config.Scope, scheme string) {
 	if c.Notify == "mqtt" && !isMQTT && scheme != "" {
 		s.Errorf("notify", "notify: \"mqtt\" goes with mqtts://")
 	}
-	if c.Notify == "poll" && c.PerDev {
-		s.Errorf("notify", "notify: each AE would need a polling channel of its own; use \"http\", or \"mqtt\" over MQTT")
-	}
-	if c.Response == "asynch" && c.PerDev && c.notify() == "poll" {
-		s.Errorf("response", "response: \"asynch\" with ae_per_device needs notify = \"http\", or \"mqtt\" over MQTT")
-	}
 	if c.Notify != "http" {
 		if c.Listen != "" || c.POA != "" {
 			s.Errorf("listen", "listen, poa: they go with notify = \"http\"")
@@ -281,6 +275,15 @@ func (c *Config) checkNotify(s *config.Scope, scheme string) {
 	} else if c.Key == "" {
 		s.Errorf("key", "notify = \"http\" needs a key with a certificate")
 	}
+}
+
+// requests are the most that may be in flight at once: those of reports, and a poll for each AE.
+func (c *Config) requests() int {
+	n := c.Parallel + 2
+	if c.PerDev && c.notify() == "poll" {
+		n += polledDevices
+	}
+	return n
 }
 
 // notify says how notifications reach the gateway.

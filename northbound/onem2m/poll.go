@@ -12,15 +12,19 @@ const (
 	channelName = "drawbridge-pch"
 	pollTime    = 20 * time.Second // how long the CSE may hold a request for what it has to say
 	atOnce      = 64               // notifications that are worked on
+	// polledDevices is how many AEs of devices can have polling channels.
+	polledDevices = 1 << 16
 )
 
-// channel makes the polling channel and starts to poll it (TS-0001 clause 10.2.5).
-func (s *session) channel(ctx context.Context) error {
-	e := s.tree.entity(s.c.cfg.AE)
+// channel makes the polling channel of an AE and starts to poll it (TS-0001 clause 10.2.5). Nobody notifies the gateway's own AE where it is there
+// for groups alone.
+func (s *session) channel(ctx context.Context, e *entity) error {
+	if s.isHome(e) {
+		return nil
+	}
 	if err := s.keepChannel(ctx, e); err != nil {
 		return err
 	}
-	s.polls = true
 	s.tasks.Go(func() {
 		if err := s.poll(e, e.address+"/"+channelName+"/pcu"); err != nil {
 			s.fail(fmt.Errorf("polling channel: %w", err))

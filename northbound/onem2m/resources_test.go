@@ -76,10 +76,10 @@ func TestFlexContainers(t *testing.T) {
 }
 
 func TestDeviceGroupsBecomeGroups(t *testing.T) {
-	for _, binding := range []string{"HTTP, notified by HTTP", "MQTT"} {
+	for binding, b := range bindings {
 		t.Run(binding, func(t *testing.T) {
 			t.Parallel()
-			c, b := northtest.NewCSE(t), bindings[binding]
+			c := northtest.NewCSE(t)
 			conn, _ := connector(t, c, b.serve(c), func(e *northbound.Env, cfg *onem2m.Config) {
 				if b.change != nil {
 					b.change(t, cfg)

@@ -38,7 +38,7 @@ type session struct {
 	followers followers
 	groups    groups
 	results   results
-	polls     bool // a polling channel is open; set before keep starts
+	polls     bool // each AE has a polling channel; set before begin is over
 
 	lanes  *lanes.Lanes
 	serial atomic.Uint64 // of requests

@@ -144,6 +144,11 @@ func (s *session) entity(ctx context.Context, name string) (*entity, error) {
 			return nil, err
 		}
 	}
+	if s.polls {
+		if err := s.channel(ctx, e); err != nil {
+			return nil, err
+		}
+	}
 	s.tree.mu.Lock()
 	s.tree.entities[name] = e
 	s.tree.mu.Unlock()
@@ -298,7 +303,7 @@ func (s *session) renewAll(e *entity) error {
 	if err := s.renew(s.ctx, e); err != nil {
 		return err
 	}
-	if s.polls {
+	if s.polls && !s.isHome(e) {
 		if err := s.keepChannel(s.ctx, e); err != nil {
 			return err
 		}

@@ -167,6 +167,32 @@ func TestNotificationsOfTheStandardAndOfOthers(t *testing.T) {
 	}
 }
 
+func TestResultsOfNonBlockingRequests(t *testing.T) {
+	for text, want := range map[string]int{
+		`{"m2m:req":{"ri":"r","rs":1,"ors":{"rsc":2001,"rqi":"1","pc":{}}}}`: 2001,
+		`{"m2m:req":{"rs":2.0,"ors":{"m2m:rsp":{"rsc":4105.0,"rqi":"1"}}}}`:  4105,
+		`{"m2m:req":{"rs":3,"ors":{"rsc":2001,"rqi":"1"}}}`:                  0,
+		`{"m2m:req":{"rs":4}}`: 0,
+	} {
+		r, pending, err := onem2m.ResultOf([]byte(text))
+		if err != nil || pending != (want == 0) || want != 0 && int(r.RSC) != want {
+			t.Errorf("%s: %+v, pending %v, %v", text, r, pending, err)
+		}
+	}
+	for _, text := range []string{``, `{}`, `{"m2m:req":{}}`, `{"m2m:req":{"rs":1}}`, `{"m2m:req":{"rs":1,"ors":{"op":1}}}`} {
+		if r, _, err := onem2m.ResultOf([]byte(text)); err == nil {
+			t.Errorf("%s: %+v", text, r)
+		}
+	}
+	for text, want := range map[string]bool{
+		`{"m2m:rsp":{"rsc":2001,"rqi":"1"}}`: true, `{"m2m:sgn":{"vrq":true}}`: false, `{"m2m:rsp":{"op":1}}`: false, ``: false,
+	} {
+		if _, ok := onem2m.ResultIn([]byte(text)); ok != want {
+			t.Errorf("%s: %v", text, ok)
+		}
+	}
+}
+
 func TestPolledRequests(t *testing.T) {
 	const one = `{"op":5,"to":"C","fr":"/id-in","rqi":"n1","pc":{"m2m:sgn":{}}}`
 	for text, want := range map[string]int{
@@ -199,7 +225,7 @@ func TestWhichContainersAreFollowed(t *testing.T) {
 func FuzzPrimitive(f *testing.F) {
 	for _, s := range []string{
 		`{"op":1,"to":"/cse-in","fr":"C","rqi":"1","ty":2,"rvi":"3","pc":{"m2m:ae":{}}}`, `{"rsc":2001.0,"rqi":"1","pc":{}}`,
-		`{"m2m:rsp":{"rsc":"4105"}}`, `{"m2m:agrp":{"m2m:rqp":[{"op":5,"rqi":"1"}]}}`,
+		`{"m2m:rsp":{"rsc":"4105"}}`, `{"m2m:req":{"rs":1.0,"ors":{"rsc":2001,"rqi":"1"}}}`, `{"m2m:req":{"rs":3}}`, `{"m2m:agrp":{"m2m:rqp":[{"op":5,"rqi":"1"}]}}`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -207,6 +233,12 @@ func FuzzPrimitive(f *testing.F) {
 		q, r, err := onem2m.ParsePrimitive(data)
 		if err == nil && (q == nil) == (r == nil) {
 			t.Fatalf("request %v, response %v", q, r)
+		}
+		if r, pending, err := onem2m.ResultOf(data); err == nil && (r == nil) != pending {
+			t.Fatalf("result %v, pending %v", r, pending)
+		}
+		if r, ok := onem2m.ResultIn(data); ok && r == nil {
+			t.Fatal("a result that is none")
 		}
 		for _, q := range onem2m.Polled(data) {
 			if q.ID == "" {
@@ -219,7 +251,7 @@ func FuzzPrimitive(f *testing.F) {
 func FuzzContent(f *testing.F) {
 	for _, s := range []string{
 		`{"m2m:cnt":{"m2m:cin":[{"ri":"b","ct":"20260102T000000","con":{"a":1},"st":2.0}]}}`, `{"m2m:cnt":{"m2m:cin":{"con":"/wA=","cnf":"a/b:1"}}}`,
-		`{"m2m:sgn":{"vrq":true,"sur":"s"}}`, `{"m2m:agn":{"m2m:sgn":[{"nev":{"rep":{"m2m:cin":{}},"net":3.0},"sur":"s"}]}}`,
+		`{"red":1,"on":true}`, `{"m2m:sgn":{"vrq":true,"sur":"s"}}`, `{"m2m:agn":{"m2m:sgn":[{"nev":{"rep":{"m2m:cin":{}},"net":3.0},"sur":"s"}]}}`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -233,6 +265,9 @@ func FuzzContent(f *testing.F) {
 				t.Fatal("out of order")
 			}
 			onem2m.Publication(list[i], "t")
+		}
+		if a, err := onem2m.CustomAttributes(data); err == nil && len(a) == 0 {
+			t.Fatal("neither attributes nor an error")
 		}
 		if list, err := onem2m.ParseNotifications(data); err == nil && list == nil {
 			t.Fatal("neither notifications nor an error")
