@@ -48,7 +48,10 @@ const (
 	keepFile  = "associations"
 	keepKey   = "associations.key"
 	noSlot    = -1
-	echoTries = 3 // requests without a proof of freshness, after which an association ends
+	// An association ends after some requests without a proof of freshness, but not so soon that who replays them could end it
+	// before the device has spoken.
+	echoTries = 3
+	echoFor   = 30 * time.Second
 )
 
 // kept is what a slot holds beside its words. The numbers are its format on disk.
@@ -423,13 +426,13 @@ func (t *turn) fresh(s *session, p *packet) bool {
 		s.doubted, s.challenge, s.tries = false, nil, 0
 		return true
 	}
-	if s.tries++; s.tries > echoTries {
+	if s.challenge == nil {
+		s.challenge, s.challenged = make([]byte, 8), t.now
+		rand.Read(s.challenge)
+	}
+	if s.tries++; s.tries > echoTries && t.now.Sub(s.challenged) > echoFor {
 		t.bye(s)
 		return false
-	}
-	if s.challenge == nil {
-		s.challenge = make([]byte, 8)
-		rand.Read(s.challenge)
 	}
 	t.say(s, p, codes.Unauthorized, nil, message.Option{ID: echo, Value: s.challenge})
 	return false

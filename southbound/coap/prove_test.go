@@ -38,6 +38,9 @@ type lightDevice struct {
 	mid  uint16
 	said int
 
+	echo    []byte // for the next report
+	doubted int    // reports that were answered by a challenge
+
 	seen   map[uint64]struct{} // epoch and sequence number of what the server has sent under protection
 	keep   bool                // what is sent is kept, to be replayed
 	mu     sync.Mutex
@@ -69,8 +72,12 @@ func (d *lightDevice) report(wait time.Duration) (ok bool, err error) {
 	d.said++
 	payload := fmt.Sprintf("%s.%d", d.name, d.said)
 	text := binary.BigEndian.AppendUint16([]byte{0x40, 2}, d.mid)
-	text = append(append(append(text, 0xb7), "sensors"...), 0xff)
-	b, err := d.conn.Seal(nil, dtls.TypeApplication, append(text, payload...))
+	text = append(append(text, 0xb7), "sensors"...)
+	if d.echo != nil {
+		text = append(append(text, 0xd0|byte(len(d.echo)), byte(echo)-11-13), d.echo...)
+		d.echo = nil
+	}
+	b, err := d.conn.Seal(nil, dtls.TypeApplication, append(append(text, 0xff), payload...))
 	if err != nil {
 		return false, err
 	}
@@ -101,6 +108,15 @@ func (d *lightDevice) report(wait time.Duration) (ok bool, err error) {
 		typ, data, _, err := d.conn.Open(r)
 		if err != nil || typ != dtls.TypeApplication || len(data) < 4 || binary.BigEndian.Uint16(data[2:]) != d.mid {
 			continue
+		}
+		if data[1] == 0x81 { // 4.01: it is to prove that it is fresh (RFC 9175)
+			var p packet
+			if err := p.parse(data); err != nil {
+				return false, err
+			}
+			v, _ := p.option(echo)
+			d.echo, d.doubted = append([]byte{}, v...), d.doubted+1
+			return false, nil
 		}
 		if data[1] != 0x44 {
 			return false, fmt.Errorf("%s: answered %d.%02d", d.name, data[1]>>5, data[1]&31)
@@ -230,4 +246,75 @@ func TestProveKill(t *testing.T) {
 	}
 	claim(t, "associations: %d kills under load, %d devices: %d reports answered 2.04, all taken; %d records of the listener, no sequence number twice; %d records replayed, none accepted; no second handshake",
 		kills, devices, yes, records, replayed)
+}
+
+// TestPowerCut puts back an older image of the associations, as a power cut may leave one: of before the last reports, and of another boot.
+func TestPowerCut(t *testing.T) {
+	g := &gateway{dir: t.TempDir(), listen: "127.0.0.1:0", took: map[string]int{}}
+	g.start(t)
+	defer func() { g.kill() }()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var all []*lightDevice
+	for i := range 4 {
+		d, err := dialLight(ctx, g.listen, fmt.Sprintf("dev-%d", i), dtlstest.Options{Suite: "TLS_PSK_WITH_AES_128_CCM_8", CID: i%2 == 0})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.c.Close()
+		d.keep = true
+		all = append(all, d)
+	}
+	report := func(n int) {
+		t.Helper()
+		for _, d := range all {
+			for i := 0; i < n; {
+				ok, err := d.report(5 * time.Second)
+				if err != nil || ctx.Err() != nil {
+					t.Fatal(d.name, err)
+				}
+				if ok {
+					i++
+				}
+			}
+		}
+	}
+	file := filepath.Join(g.dir, keepFile)
+	for range 3 {
+		report(20)
+		image, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		report(20)
+		g.kill()
+		copy(image[len("drawbridge slots 1\n"):], "of another boot")
+		if err := os.WriteFile(file, image, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		g.start(t)
+		for _, d := range all {
+			d.replay()
+		}
+		report(1)
+	}
+	g.kill()
+	for _, d := range all {
+		if d.doubted != 3 {
+			t.Errorf("%s had to prove %d times that it is fresh", d.name, d.doubted)
+		}
+		for _, payload := range d.yes {
+			if g.took[payload] == 0 {
+				t.Errorf("report %s was answered 2.04 and not taken", payload)
+			}
+		}
+	}
+	for payload, n := range g.took {
+		if n > 1 {
+			t.Errorf("report %s was taken %d times", payload, n)
+		}
+	}
+	if g.before != len(all) {
+		t.Errorf("%d handshakes of %d devices", g.before, len(all))
+	}
 }

@@ -54,6 +54,8 @@ type session struct {
 	doubted   bool  // after a power cut: what comes may be a replay
 	tries     int
 	challenge []byte
+
+	challenged time.Time // when it was challenged first
 }
 
 // exchange is a message id of the device that is not to be carried out again.
