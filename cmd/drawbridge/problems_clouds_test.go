@@ -377,6 +377,10 @@ func (h *house) newFiles() {
 	h.brings("connector-paused", "connector cloud",
 		func() { act("/v1/connectors/pause", `{"name":"cloud"}`) },
 		func() { act("/v1/connectors/resume", `{"name":"cloud"}`) })
+	h.brings("data-budget-short", "connector cloud", func() {
+		h.reload(base, cloud, "[connector.cloud.budget]\nday = \"1KiB\"\n", toCloud) // its log-ins have been more
+		h.report("th-1", "sensors/x", []byte("1"))
+	}, func() { h.reload(base, cloud, toCloud) })
 	h.brings("queue-orphaned", "", func() {
 		act("/v1/connectors/pause", `{"name":"cloud"}`)
 		h.report("th-1", "sensors/x", []byte("1"))

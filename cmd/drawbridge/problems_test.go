@@ -38,7 +38,7 @@ var troubles = []struct {
 	{"the cloud refuses", []string{"cloud-refuses-login", "cloud-refuses-message", "cloud-refuses-all", "dead-letters"}, (*house).cloudRefuses},
 	{"dead letters pile up", []string{"dead-letters-full"}, (*house).deadLettersPileUp},
 	{"the broker can do less", []string{"subscription-refused", "retain-unavailable"}, (*house).brokerCanDoLess},
-	{"an operator and a new file", []string{"connector-paused", "queue-orphaned", "no-commands"}, (*house).newFiles},
+	{"an operator and a new file", []string{"connector-paused", "data-budget-short", "queue-orphaned", "no-commands"}, (*house).newFiles},
 	{"the disk is full", []string{"dead-letters-failing", "mqtt-store-failing", "token-unkept"}, (*house).diskFull},
 	{"files are damaged", []string{"spool-damaged", "bridge-store-damaged"}, (*house).filesDamaged},
 	{"too many commands sleep", []string{"mailboxes-full"}, (*house).commandsSleep},
