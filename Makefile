@@ -11,7 +11,7 @@ FUZZTIME  ?= 5000x
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help build lint test test32 fuzz cross bench prove package boot ci clean
+.PHONY: help build lint test test32 fuzz cross bench prove package inspect boot ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +52,10 @@ package: ## deb and rpm for this machine's architecture, into dist/
 boot: package ## install the deb under a real systemd and live through the package's life
 	packaging/boot dist/*_$$(dpkg --print-architecture).deb
 
-ci: lint test test32 fuzz cross boot ## what must hold before a change lands
+inspect: package ## lintian, deb beside rpm, and the same packages built again elsewhere
+	packaging/inspect dist/*_$$(dpkg --print-architecture).deb dist/*.rpm
+
+ci: lint test test32 fuzz cross inspect boot ## what must hold before a change lands
 
 clean: ## remove what was built
 	rm -rf drawbridge dist

@@ -81,7 +81,7 @@ func TestScriptsParse(t *testing.T) {
 	for _, s := range scripts {
 		run(t, "sh", "-n", s)
 	}
-	for _, s := range []string{"build", "boot"} {
+	for _, s := range []string{"build", "boot", "inspect"} {
 		run(t, "bash", "-n", s)
 	}
 }
