@@ -15,6 +15,7 @@ import (
 	paho3 "github.com/eclipse/paho.mqtt.golang"
 
 	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
@@ -24,6 +25,7 @@ func TestContractWebSocket(t *testing.T) {
 	d.Configure = func(s *southtest.Site, cfg any, listen string) {
 		configure(s, cfg, listen)
 		cfg.(*Config).Transport = "websocket"
+		cfg.(*Config).ConnectTimeout = config.Duration(5 * time.Second) // that long garbage is waited for which is no request yet
 	}
 	d.Dial = func(_ context.Context, s *southtest.Site, addr net.Addr, device string, secret []byte) (southtest.Device, error) {
 		o := paho3.NewClientOptions().AddBroker("wss://" + addr.String() + webPath).SetClientID(device).SetUsername(device).SetPassword(string(secret)).

@@ -62,11 +62,12 @@ type Bench struct {
 	Listener southbound.Listener
 	Addr     net.Addr
 	driver   Driver
+	socket   func() (net.Listener, net.PacketConn) // for Env.Socket; nil: none
 	stop     func() error
 }
 
 // timeout is for what must happen; it is long because the machine may be slow.
-const timeout = 20 * time.Second
+const timeout = 30 * time.Second
 
 // Start makes a site with a serving listener that stops when the test ends.
 func Start(t testing.TB, d Driver) *Bench {
@@ -90,7 +91,7 @@ func (b *Bench) Serve(t testing.TB, listen string) {
 	b.driver.Configure(b.Site, cfg, listen)
 	bound := make(chan net.Addr, 1)
 	env := b.Env(t, "field")
-	env.Bound = func(a net.Addr) { bound <- a }
+	env.Bound, env.Socket = func(a net.Addr) { bound <- a }, b.socket
 	l, err := kind.Open(env, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -140,21 +141,26 @@ func (b *Bench) Device(ctx context.Context, t testing.TB, name string) Device {
 // Run holds the driver's listener to the contract.
 func Run(t *testing.T, d Driver) {
 	for name, check := range map[string]func(context.Context, *testing.T, *Bench){
-		"a report carries who, what and when":                     checkReport,
-		"yes is said only after the uplink has said it":           checkYesAfterUplink,
-		"each refusal has its code and the next report is taken":  checkRefusals,
-		"reports of one device arrive in order":                   checkOrder,
-		"a device that waits does not hold up another":            checkIndependence,
-		"a command reaches the device and its reply comes back":   checkCommand,
-		"a command reaches only the addressed device":             checkCommandAddressee,
-		"a command to a device that is not here says so":          checkNotHere,
-		"a command to a device that is not ready ends with ctx":   checkNotReady,
-		"a device that may have commands waiting is called awake": checkAwake,
-		"a wrong secret is refused":                               checkWrongSecret,
-		"garbage costs only the connection that sent it":          checkNoise,
-		"an address in use is an error at once":                   checkAddressInUse,
-		"devices are listed and can be disconnected":              checkInventory,
-		"figures are kept": checkCounters,
+		"a report carries who, what and when":                       checkReport,
+		"yes is said only after the uplink has said it":             checkYesAfterUplink,
+		"each refusal has its code and the next report is taken":    checkRefusals,
+		"reports of one device arrive in order":                     checkOrder,
+		"a device that waits does not hold up another":              checkIndependence,
+		"a command reaches the device and its reply comes back":     checkCommand,
+		"a command reaches only the addressed device":               checkCommandAddressee,
+		"a command to a device that is not here says so":            checkNotHere,
+		"a command to a device that is not ready ends with ctx":     checkNotReady,
+		"a device that may have commands waiting is called awake":   checkAwake,
+		"a wrong secret is refused":                                 checkWrongSecret,
+		"garbage costs only the connection that sent it":            checkNoise,
+		"an address in use is an error at once":                     checkAddressInUse,
+		"commands and reports of two devices at once":               checkCommandsAtOnce,
+		"a command ends with its context":                           checkEndOfCommand,
+		"a device that goes before its yes does no harm":            checkDeviceGone,
+		"a reload reaches the devices that are connected":           checkPolicyChanged,
+		"a socket that is handed over is served":                    checkSocket,
+		"devices are listed and can be disconnected":                checkInventory,
+		"figures are kept":                                          checkCounters,
 		"stopping lets go of the address, devices and goroutines":   checkStop,
 		"stopping while the uplink holds a report does not say yes": checkStopWhileHeld,
 	} {
@@ -409,7 +415,11 @@ func checkInventory(ctx context.Context, t *testing.T, b *Bench) {
 		all[0].Address == "" || all[0].Protocol == "" || all[0].Since.IsZero() || all[0].LastSeen.IsZero() {
 		t.Errorf("devices: %+v", all)
 	}
-	if n := inv.Disconnect("th-2"); n != 0 {
+	b.Device(ctx, t, "th-2").Report(ctx, "/sensors/temp", "", []byte("1"))
+	for range inv.Devices {
+		break // nothing follows a false
+	}
+	if n := inv.Disconnect("nobody"); n != 0 {
 		t.Errorf("%d sessions of a device that has none were ended", n)
 	}
 	if n := inv.Disconnect("th-1"); n != 1 {
