@@ -109,11 +109,18 @@ func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
 	}
 	cfg := l.handshakeConfig()
 	n.hs, n.workers = dtls.NewHandshake(cfg, h, n.cid), l.signs
-	if h.OffersPSK(cfg.Suites) {
+	effort := h.Effort(cfg.Suites)
+	if effort > dtls.Signing {
 		n.workers = l.jobs
 	}
 	l.halves[from], l.halfCID[n.cid] = n, n
-	t.post(n, nil)
+	if effort < dtls.Hashing {
+		t.post(n, nil)
+		return
+	}
+	n.started = true // here and now: to wake a worker would take longer
+	flight, err := n.hs.Start(l.ctx)
+	t.conclude(n, flight, err)
 }
 
 // giveUp makes room for a handshake. Of some under way that one goes which is of the address with the most of them; of equal ones, one whose client has not gone
@@ -214,19 +221,24 @@ func (l *listener) advance(ctx context.Context, h *half) {
 			}
 		}
 		t := l.begin(time.Now())
-		switch {
-		case h.dead:
-		case err != nil:
-			if alert := h.hs.AlertDatagram(err); alert != nil {
-				t.putAll([][]byte{alert}, h.addr, h.local)
-			}
-			l.drop(h)
-			l.failed(h, err, t.now)
-		case flight != nil:
-			t.putAll(flight, h.addr, h.local)
-			h.flight, h.again = flight, t.now.Add(h.wait)
-		}
+		t.conclude(h, flight, err)
 		l.end(t)
+	}
+}
+
+// conclude sends what a step has given.
+func (t *turn) conclude(h *half, flight [][]byte, err error) {
+	switch {
+	case h.dead:
+	case err != nil:
+		if alert := h.hs.AlertDatagram(err); alert != nil {
+			t.putAll([][]byte{alert}, h.addr, h.local)
+		}
+		t.l.drop(h)
+		t.l.failed(h, err, t.now)
+	case flight != nil:
+		t.putAll(flight, h.addr, h.local)
+		h.flight, h.again = flight, t.now.Add(h.wait)
 	}
 }
 

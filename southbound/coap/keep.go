@@ -44,10 +44,10 @@ const (
 )
 
 const (
-	reserve   = 4096
-	keepFile  = "associations"
-	keepKey   = "associations.key"
-	noSlot    = -1
+	reserve  = 4096
+	keepFile = "associations"
+	keepKey  = "associations.key"
+	noSlot   = -1
 	// An association ends after some requests without a proof of freshness, but not so soon that who replays them could end it
 	// before the device has spoken.
 	echoTries = 3

@@ -212,9 +212,29 @@ func (h *Hello) offer() (o offer, ok bool) {
 	return o, true
 }
 
-// OffersPSK tells whether the hello lists one of the suites that takes a pre-shared key.
-func (h *Hello) OffersPSK(suites []*Suite) bool {
-	return slices.ContainsFunc(suites, func(s *Suite) bool { return s.UsesPSK() && h.offers(s.ID) })
+// Effort is what Handshake.Start may take.
+type Effort uint8
+
+// The efforts.
+const (
+	Signing  Effort = iota // asks the server's key
+	Agreeing               // may ask a chip for an ephemeral key
+	Hashing                // microseconds
+)
+
+// Effort tells what it takes to answer the hello, with the suites in order of preference.
+func (h *Hello) Effort(suites []*Suite) Effort {
+	least := Signing
+	for i, s := range suites {
+		switch {
+		case !h.offers(s.ID):
+		case s.kx == psk && s.aead != nil && !slices.ContainsFunc(suites[:i], func(s *Suite) bool { return h.offers(s.ID) }):
+			return Hashing
+		case s.UsesPSK():
+			least = Agreeing
+		}
+	}
+	return least
 }
 
 // offers tells whether the hello lists the suite.
