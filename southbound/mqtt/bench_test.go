@@ -46,7 +46,7 @@ func opponents(t testing.TB, withTLS bool) []*opponent {
 	}
 	port := ln.Addr().(*net.TCPAddr).Port
 	ln.Close()
-	conf := fmt.Sprintf("listener %d 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\nlog_type none\nuser root\n", port)
+	conf := fmt.Sprintf("listener %d 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true\nlog_type none\nuser root\n", port)
 	if withTLS {
 		conf += fmt.Sprintf("certfile %s\nkeyfile %s\n", crt, key)
 		pemCA, err := os.ReadFile(g.CA)
@@ -123,14 +123,15 @@ func BenchmarkBesideMosquittoIdle(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// dialAll connects n clients, eight at a time.
+// dialAll connects n clients, many at a time: mosquitto takes one connection at each turn of its loop.
 func (o *opponent) dialAll(b *testing.B, n int) []net.Conn {
 	b.Helper()
 	conns := make([]net.Conn, n)
 	var wg sync.WaitGroup
-	for w := range 8 {
+	const atOnce = 64
+	for w := range atOnce {
 		wg.Go(func() {
-			for i := w; i < n; i += 8 {
+			for i := w; i < n; i += atOnce {
 				nc, err := o.dial(fmt.Sprintf("client-%d", i))
 				if err != nil {
 					b.Error(err)

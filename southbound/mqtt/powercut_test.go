@@ -11,11 +11,13 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
 
 	packets5 "github.com/eclipse/paho.golang/packets"
+	"golang.org/x/sys/unix"
 
 	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
@@ -29,6 +31,7 @@ func prove() bool { return os.Getenv("DRAWBRIDGE_PROVE") == "1" }
 type blotter struct {
 	page  int64
 	write func([]byte, int64) (int, error) // to the file itself
+	full  atomic.Bool                      // there is no room on the disk
 
 	mu      sync.Mutex
 	safe    []byte        // guarded by mu: what was flushed
@@ -64,6 +67,9 @@ func blot(t *testing.T, b *southtest.Bench) *blotter {
 }
 
 func (r *blotter) writeAt(p []byte, off int64) (int, error) {
+	if r.full.Load() {
+		return 0, unix.ENOSPC
+	}
 	meta := off < 2*r.page
 	r.mu.Lock()
 	if meta {
@@ -440,5 +446,44 @@ func (s *shot) examine(t *testing.T) {
 	}
 	for _, p := range []*peer{away, near, end} {
 		p.drop()
+	}
+}
+
+// TestDiskIsFull: what cannot be stored is refused, nobody is told an untrue yes, and it goes on once there is room again.
+func TestDiskIsFull(t *testing.T) {
+	b := southtest.Start(t, plain(nil))
+	disk := blot(t, b)
+	sub, _ := connect5(t, b, "sub", durable)
+	sub.subscribe("a", 2)
+	sub.goodbye()
+	pub, _ := connect5(t, b, "pub", nil)
+	if code := pub.publish("a", "before", 1, 1, nil); code != 0 {
+		t.Fatalf("PUBACK 0x%02x", code)
+	}
+	other, _ := connect5(t, b, "other", durable)
+	disk.full.Store(true)
+	for qos := byte(1); qos < 3; qos++ {
+		if code := pub.publish("a", "in vain", qos, 2, nil); code != 0x97 {
+			t.Errorf("QoS %d: 0x%02x, want 0x97", qos, code)
+		}
+	}
+	if code := other.subscribe("b", 1); code != 0x80 {
+		t.Errorf("SUBACK 0x%02x, want 0x80", code)
+	}
+	pub.publish("b", "x", 1, 3, nil)
+	other.silence() // it was told that it does not hear this
+	if code := pub.publish("nobody/keeps/this", "x", 1, 3, nil); code >= 0x80 { // the uplink has a disk of its own
+		t.Errorf("PUBACK 0x%02x", code)
+	}
+	disk.full.Store(false)
+	if code := pub.publish("a", "after", 1, 4, nil); code != 0 {
+		t.Errorf("PUBACK 0x%02x", code)
+	}
+	sub, ack := connect5(t, b, "sub", durable)
+	if !ack.SessionPresent {
+		t.Error("the session is gone")
+	}
+	sub.hears("a", "before")
+	for string(sub.take().Payload) != "after" { // what was refused may come nevertheless
 	}
 }

@@ -56,8 +56,12 @@ func (c *conn) subscribe(body []byte) error {
 func (c *conn) subscribed(p *packet.SubscribePacket, granted []*subscription, codes []packet.Code, fresh []bool, err error) { // session.mu held
 	s := c.session
 	if err != nil {
-		for i := range codes {
+		for i, sub := range granted {
 			codes[i] = packet.UnspecifiedError
+			if sub != nil && fresh[i] && s.subs[sub.filter] == sub {
+				delete(s.subs, sub.filter)
+				s.broker.topics.unsubscribe(sub)
+			}
 		}
 	}
 	c.out.append(func(b []byte) []byte { return packet.AppendSuback(b, c.version, packet.Suback, p.ID, codes) })
