@@ -3,11 +3,17 @@ package azure_test
 import (
 	"encoding/base64"
 	"net/url"
+	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/northbound"
+	"github.com/drawbridge/drawbridge/northbound/azure"
 	"github.com/drawbridge/drawbridge/northbound/northtest"
+	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
 )
 
 // The peer that the connector is tested against is a hub to Microsoft's own SDK too, and both report in the same words.
@@ -52,5 +58,53 @@ func TestHubOfTheTestsIsOneToTheVendorsSDK(t *testing.T) {
 	}
 	if len(bags) != 2 || bags[0].Encode() != bags[1].Encode() {
 		t.Fatalf("reports: %v", bags)
+	}
+}
+
+// The provisioning service of the tests is one to Microsoft's own SDK too, and both ask it in the same words.
+func TestProvisioningServiceOfTheTestsIsOneToTheVendorsSDK(t *testing.T) {
+	h := northtest.NewHub(t, key)
+	var mu sync.Mutex
+	var asked []string
+	defer h.Watch("$dps/#", func(m broker.Message) {
+		if m.From != "" {
+			mu.Lock()
+			defer mu.Unlock()
+			asked = append(asked, m.Topic+" "+string(m.Payload))
+		}
+	})()
+	sdk := northtest.NewSDK(t, "dps.mjs", h.CA.File(t), local(h.Addr), "0ne00000A0A", "gw1", base64.StdEncoding.EncodeToString(key))
+	if got := sdk.Said(t, "hub"); got != local(h.Addr) {
+		t.Fatalf("assigned to %v", got)
+	}
+	mu.Lock()
+	theirs := asked
+	asked = nil
+	mu.Unlock()
+	c := connector(t, h.Broker, nil, func(c *azure.Config) {
+		bySAS(c)
+		provisioned(h, c)
+	})
+	if _, err := c.(northbound.Provisioner).Provision(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	words := func(list []string) (same []string) {
+		rid := regexp.MustCompile(`\$rid=[^& ]*`)
+		for _, s := range list {
+			s = rid.ReplaceAllString(s, "$$rid=R")
+			topic, body, _ := strings.Cut(s, " {")
+			path, query, _ := strings.Cut(strings.TrimSpace(topic), "?")
+			parts := strings.Split(query, "&")
+			slices.Sort(parts)
+			if line := path + "?" + strings.Join(parts, "&") + " " + body; !slices.Contains(same, line) {
+				same = append(same, line)
+			}
+		}
+		return same
+	}
+	if ours := words(asked); !slices.Equal(ours, words(theirs)) {
+		t.Fatalf("ours   %q\ntheirs %q", ours, words(theirs))
 	}
 }

@@ -38,6 +38,7 @@ type AWS struct {
 	Lifetime   time.Duration    // of credentials
 	Now        func() time.Time // the clock
 
+	asked    chan *http.Request // of STS; nil: nobody looks
 	services chan broker.Message
 	mu       sync.Mutex
 	shadows  map[string]*shadow // guarded by mu; by prefix
@@ -188,10 +189,20 @@ func (a *AWS) web(r *http.Request) int {
 	return 0
 }
 
+// Asked gives the requests to STS from then on, up to ten. Call it before STS.
+func (a *AWS) Asked() <-chan *http.Request {
+	a.asked = make(chan *http.Request, 10)
+	return a.asked
+}
+
 // STS serves AssumeRoleWithWebIdentity, and gives its URL.
 func (a *AWS) STS(t testing.TB) string {
 	t.Helper()
 	return a.https(t, tls.NoClientCert, func(w http.ResponseWriter, r *http.Request) {
+		r.ParseForm() // what cannot be parsed is not there
+		if a.asked != nil {
+			a.asked <- r
+		}
 		if r.FormValue("Action") != "AssumeRoleWithWebIdentity" || r.FormValue("Version") != "2011-06-15" || r.FormValue("RoleArn") == "" || r.FormValue("RoleSessionName") == "" {
 			w.WriteHeader(http.StatusBadRequest)
 			fmt.Fprint(w, `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>ValidationError</Code><Message>bad</Message></Error></ErrorResponse>`)

@@ -108,7 +108,7 @@ func (h *Hub) admit(l *broker.Login) broker.Answer {
 	}
 	id := l.ClientID
 	resource, policy := "localhost/devices/"+id, ""
-	if l.Username == "0ne00000A0A/registrations/"+id+"/api-version=2019-03-31" {
+	if name, _, _ := strings.Cut(l.Username, "&ClientVersion="); name == "0ne00000A0A/registrations/"+id+"/api-version=2019-03-31" {
 		resource, policy = "0ne00000A0A/registrations/"+id, "registration"
 	} else if !strings.HasPrefix(l.Username, "localhost/"+id+"/?api-version=2021-04-12") {
 		return no
@@ -281,7 +281,7 @@ func (h *Hub) serve(m broker.Message) {
 			delete(h.calls, rid)
 		}
 	case path == "$dps/registrations/PUT/iotdps-register/":
-		h.reply("$dps/registrations/res/202/?$rid="+rid+"&retry-after=0", map[string]any{"operationId": "op 1", "status": "assigning"})
+		h.reply("$dps/registrations/res/202/?$rid="+rid+"&retry-after=0", map[string]any{"operationId": "4.d0a67190.42d78160", "status": "assigning"})
 	case path == "$dps/registrations/GET/iotdps-get-operationstatus/":
 		h.polls++
 		answer := map[string]any{"operationId": values.Get("operationId"), "status": "assigning"}

@@ -62,13 +62,13 @@ func (s *TPMService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.say(w, http.StatusUnauthorized, map[string]any{"errorCode": 401002, "message": "Unauthorized"})
 	case path == "register" && r.Method == http.MethodPut:
 		w.Header().Set("Retry-After", "0")
-		s.say(w, http.StatusAccepted, map[string]any{"operationId": "op 1", "status": "assigning"})
-	case path == "operations/op 1" && r.Method == http.MethodGet:
+		s.say(w, http.StatusAccepted, map[string]any{"operationId": "4.d0a67190.42d78160", "status": "assigning"})
+	case path == "operations/4.d0a67190.42d78160" && r.Method == http.MethodGet:
 		if s.polls++; s.polls == 1 {
-			s.say(w, http.StatusAccepted, map[string]any{"operationId": "op 1", "status": "assigning"})
+			s.say(w, http.StatusAccepted, map[string]any{"operationId": "4.d0a67190.42d78160", "status": "assigning"})
 			return
 		}
-		s.say(w, http.StatusOK, map[string]any{"operationId": "op 1", "status": "assigned", "registrationState": map[string]any{
+		s.say(w, http.StatusOK, map[string]any{"operationId": "4.d0a67190.42d78160", "status": "assigned", "registrationState": map[string]any{
 			"registrationId": "gw1", "assignedHub": strings.Replace(s.hub.Addr, "127.0.0.1", "localhost", 1), "deviceId": "gw1", "status": "assigned",
 			"tpm": map[string]string{"authenticationKey": s.credential(s.hub.Key)},
 		}})
