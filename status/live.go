@@ -51,9 +51,9 @@ func (l *live) take(s Snapshot) *moment {
 		}
 		in := map[string]float64{}
 		for _, t := range s.Ledger {
-			b, known := before[pair{t.Route, t.Connector}]
-			if !known || t.Accepted < b.Accepted || t.Delivered < b.Delivered {
-				continue // a line that is new, or was counted anew after a restart
+			b := before[pair{t.Route, t.Connector}] // a line that is new began at nothing
+			if t.Accepted < b.Accepted || t.Delivered < b.Delivered {
+				continue // it was counted anew
 			}
 			r := rate{float64(t.Accepted-b.Accepted) / seconds, float64(t.Delivered-b.Delivered) / seconds}
 			m.Rates[pair{t.Route, t.Connector}] = r

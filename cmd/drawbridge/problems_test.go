@@ -219,8 +219,9 @@ func (h *house) start() {
 	h.Helper()
 	h.log.clear()
 	bound := make(chan net.Addr, 1)
+	records := status.NewRecorder(100)
 	g, err := openGateway(h.Context(), h.path("drawbridge.toml"), parts{
-		log: slog.New(slog.NewTextHandler(&h.log, nil)), records: status.NewRecorder(100), page: func(a net.Addr) { bound <- a },
+		log: slog.New(records.Handler(slog.NewTextHandler(&h.log, nil))), records: records, page: func(a net.Addr) { bound <- a },
 		system: func() time.Time { return time.Now().Add(time.Duration(h.ahead.Load())) },
 	})
 	if err != nil {
