@@ -30,6 +30,7 @@
 //	keep alive                  30 s to 20 min
 //	subscriptions               50 per connection, 8 in one packet
 //	shadow                      10 unanswered requests per thing, 8 KiB
+//	topic aliases               8, used (MQTT 5): a topic that repeats itself goes over the wire once
 //	QoS                         0 and 1; a publication of QoS 2 is sent with QoS 1
 package aws
 

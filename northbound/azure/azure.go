@@ -31,7 +31,8 @@
 // Entra token (auth = "oauth", method OAUTH2-JWT) or with a token of another issuer (auth = "jwt", method CUSTOM-JWT). Before a token ends
 // the connector shows a new one without disconnecting.
 //
-// What a namespace bears: packets of 512 KiB, topics of 256 octets and 8 levels, QoS 0 and 1, a keep alive of 1160 s, sessions of 8 hours.
+// What a namespace bears: packets of 512 KiB, topics of 256 octets and 8 levels, QoS 0 and 1, a keep alive of 1160 s, sessions of 8 hours, and 10
+// topic aliases, which are used.
 package azure
 
 import (

@@ -226,6 +226,9 @@ func (s *Session) accept(c *packets.Connack) error {
 	if p.RetainAvailable != nil {
 		v.Retain = *p.RetainAvailable != 0
 	}
+	if p.TopicAliasMaximum != nil {
+		s.aliases.most = min(int(*p.TopicAliasMaximum), mostAliases)
+	}
 	if p.WildcardSubAvailable != nil {
 		v.Wildcards = *p.WildcardSubAvailable != 0
 	}

@@ -3,6 +3,7 @@
 // Both libraries are used for their packets; the session is our own, one for both versions. It promises:
 //   - publications leave in the order of Send, as many in flight as the broker's receive maximum and ours allow, and each is
 //     confirmed by its own PUBACK (QoS 1) or PUBCOMP (QoS 2), never by having been written; only QoS 0 is done when it is written;
+//   - a topic goes over the wire once where the broker takes topic aliases; after that its number does;
 //   - what the broker said in CONNACK is honoured: what it could only refuse is refused here, for that publication alone;
 //   - a publication from the broker is acknowledged after it is settled, in order of arrival, and commands on one topic do not overtake each other;
 //   - a dead connection, and a broker that confirms nothing, end the session within bounds: nothing waits for ever;

@@ -51,6 +51,7 @@ type Session struct {
 	unwired []confirm // QoS 0: done once they are written
 	slots   []slot    // by packet id; 0 is not used
 	free    []uint16  // packet ids, the longest unused first
+	aliases aliases   // of topics
 	swept   bool      // QoS 2: the broker holds nothing of an earlier session under our packet ids
 	acked   time.Time // when the platform last confirmed something, or the first of what is in flight was sent
 	sent    time.Time // last write
@@ -130,6 +131,7 @@ func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) (refuse
 		}
 	}
 	before := s.out.Len()
+	sent := s.aliases.shorten(p)
 	if err := s.codec.encode(&s.out, p); err != nil {
 		s.out.Truncate(before)
 		return msg.Permanent(err), nil
@@ -138,6 +140,7 @@ func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) (refuse
 		s.out.Truncate(before)
 		return msg.Permanent(fmt.Errorf("a packet of %d octets: the broker takes %d at most", n, s.server.MaxPacket)), nil
 	}
+	sent()
 	if p.QoS == 0 {
 		s.unwired = append(s.unwired, to.confirm)
 	} else {
