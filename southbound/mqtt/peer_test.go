@@ -98,27 +98,28 @@ func older(x packets5.Packet) packets3.ControlPacket {
 		c.MessageID, c.Topics = x.PacketID, x.Topics
 		return c
 	case *packets5.Puback:
-		c := packets3.NewControlPacket(packets3.Puback).(*packets3.PubackPacket)
-		c.MessageID = x.PacketID
-		return c
+		return olderAck(packets3.Puback, x.PacketID)
 	case *packets5.Pubrec:
-		c := packets3.NewControlPacket(packets3.Pubrec).(*packets3.PubrecPacket)
-		c.MessageID = x.PacketID
-		return c
+		return olderAck(packets3.Pubrec, x.PacketID)
 	case *packets5.Pubrel:
-		c := packets3.NewControlPacket(packets3.Pubrel).(*packets3.PubrelPacket)
-		c.MessageID = x.PacketID
-		return c
+		return olderAck(packets3.Pubrel, x.PacketID)
 	case *packets5.Pubcomp:
-		c := packets3.NewControlPacket(packets3.Pubcomp).(*packets3.PubcompPacket)
-		c.MessageID = x.PacketID
-		return c
+		return olderAck(packets3.Pubcomp, x.PacketID)
 	case *packets5.Pingreq:
 		return packets3.NewControlPacket(packets3.Pingreq)
 	case *packets5.Disconnect:
 		return packets3.NewControlPacket(packets3.Disconnect)
 	}
 	panic(fmt.Sprintf("%T has no form in 3.1.1", x))
+}
+
+// olderAck gives an acknowledgement of 3.1.1: all four kinds have one form.
+func olderAck(kind byte, id uint16) packets3.ControlPacket {
+	a := &packets3.PubackPacket{FixedHeader: packets3.FixedHeader{MessageType: kind, RemainingLength: 2}, MessageID: id}
+	if kind == packets3.Pubrel {
+		a.Qos = 1 // the flags that belong to it
+	}
+	return a
 }
 
 // newer gives the packet of MQTT 5 that says the same.
