@@ -70,6 +70,16 @@ func (s *Scope) Key(key, name string) bool {
 	return s.k.exists(s, key, name, "key", sortedKeys(s.k.c.Keys))
 }
 
+// KeyScheme gives the scheme of a [key.NAME]'s URI: "pkcs11", "tpm" or "file"; empty where there is no such key.
+func (s *Scope) KeyScheme(name string) string {
+	k := s.k.c.Keys[name]
+	if k == nil {
+		return ""
+	}
+	scheme, _, _ := strings.Cut(k.URI, ":")
+	return scheme
+}
+
 // Token reports a key's value that names no [token.NAME].
 func (s *Scope) Token(key, name string) bool {
 	return s.k.exists(s, key, name, "token", sortedKeys(s.k.c.Tokens))
