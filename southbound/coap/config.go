@@ -109,6 +109,9 @@ func (c *Config) Check(s *config.Scope) {
 		if c.Key == "" {
 			s.Errorf("ecdhe", `ecdhe = "chip" needs a key: it is in that key's chip that the ephemeral keys are made`)
 		}
+		if s.KeyScheme(c.Key) == "file" {
+			s.Errorf("ecdhe", `ecdhe = "chip": the key %q lives in a file, not in a chip`, c.Key)
+		}
 		if c.Transport == "tcp" || c.uses("none") {
 			s.Errorf("ecdhe", `ecdhe = "chip" goes with DTLS alone`)
 		}

@@ -12,7 +12,7 @@ import (
 func parseConfig(t *testing.T, listener string) (*Config, error) {
 	t.Helper()
 	site := southtest.NewSite(t)
-	file := "[gateway]\nid = \"gw\"\n[key.identity]\nuri = \"tpm:name=hub\"\n[listener.field]\ntype = \"coap\"\n" + strings.ReplaceAll(listener, "CA", site.CAFile)
+	file := "[gateway]\nid = \"gw\"\n[key.identity]\nuri = \"tpm:name=hub\"\n[key.soft]\nuri = \"file:soft.key\"\n[listener.field]\ntype = \"coap\"\n" + strings.ReplaceAll(listener, "CA", site.CAFile)
 	kinds := config.Kinds{Listeners: map[string]func() any{"coap": Kind().Config}}
 	c, err := config.Parse(site.Dir+"/drawbridge.toml", []byte(file), kinds)
 	if err != nil {
@@ -53,6 +53,9 @@ func TestBadConfigurations(t *testing.T) {
 		"security = [\"psk\"]\ntransport = \"tcp\"":                               "security \"psk\" is only spoken over udp",
 		"security = [\"psk\"]\nmax_payload = \"0\"":                               "max_payload: must be more than 0",
 		"security = [\"psk\"]\nstate_key = \"other\"":                             "other",
+		"security = [\"psk\"]\necdhe = \"tpm\"":                                   "\"tpm\" is not one of",
+		"security = [\"psk\"]\necdhe = \"chip\"":                                  "ecdhe = \"chip\" needs a key",
+		"security = [\"psk\"]\nkey = \"soft\"\necdhe = \"chip\"":                  "the key \"soft\" lives in a file, not in a chip",
 		"security = [\"psk\"]\nlisten = \"5684\"":                                 "listen:",
 		"security = [\"psk\"]\nobserve = [\"sensors/temp\"]":                      "\"sensors/temp\" is not a resource",
 		"security = [\"psk\"]\nobserve = [\"/a\", \"/a\"]":                        "\"/a\" is there twice",
