@@ -44,7 +44,7 @@ func (h *house) tokenServer(ca northtest.CA) *tokenServer {
 			answer = map[string]any{"device_code": "d", "user_code": "u", "verification_uri": s.URL, "expires_in": 600, "interval": 1}
 		case "/token":
 			n := s.n.Add(1)
-			answer = map[string]any{"access_token": fmt.Sprint("access ", n), "token_type": "Bearer", "expires_in": 600, "refresh_token": fmt.Sprint("refresh ", n)}
+			answer = map[string]any{"access_token": fmt.Sprint("access-token-", n), "token_type": "Bearer", "expires_in": 600, "refresh_token": fmt.Sprint("refresh ", n)}
 		case "/jwks":
 			answer = map[string]any{"keys": []any{}}
 		}

@@ -81,24 +81,32 @@ func (a *app) bundle(ctx context.Context, w io.Writer) error {
 	return errors.Join(append(errs, archive.Close(), zipped.Close())...)
 }
 
+// What looks like a secret, with what stays of it in the first group.
 var (
 	// credentialInURL is what stands between // and @.
 	credentialInURL = regexp.MustCompile(`(//)[^/@\s"']+@`)
-	// secretValue is a literal value of a key that names something secret. References to secrets are not secret.
-	secretValue = regexp.MustCompile(`(?im)^(\s*[\w."-]*(?:psk|password|secret|pin|token|private|credential)[\w."-]*\s*=\s*)(["'])([^"'\n]*)(["'])`)
-	pinValue    = regexp.MustCompile(`(pin-value=)[^;?&"']*`)
+	// inQuery is a secret in a URI or a connection string.
+	inQuery    = regexp.MustCompile(`(?i)((?:pin-value|sharedaccesskey|access_token|api[-_]?key|sig|signature|password|secret)=)[^;?&"'\s]+`)
+	privateKey = regexp.MustCompile(`(?s)(-----BEGIN [A-Z0-9 ]*(?:PRIVATE|SECRET) KEY-----).*?(?:-----END [A-Z0-9 ]*-----|\z)`)
+	// secretValue is the value of a key that names something secret, also in an inline table: in quotes of any kind, a list, or bare.
+	secretValue = regexp.MustCompile(`(?is)([\w.-]*(?:psk|password|secret|pin|token|private|credential|api[-_]?key|authorization)[\w.-]*["']?[ \t]*=[ \t]*)` +
+		`("""(?:.*?"""|.*\z)|'''(?:.*?'''|.*\z)|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|\[[^\]]*\]?|[^\s,}#"'\[]+)`)
 )
 
-// redact blanks what looks like a secret. A valid configuration holds none, but this one may not be valid.
+// redact blanks what looks like a secret. A valid configuration holds none, but this one may not be valid. References to secrets are
+// not secret.
 func redact(b []byte) []byte {
-	text := credentialInURL.ReplaceAllString(string(b), "${1}***@")
-	text = pinValue.ReplaceAllString(text, "${1}***")
-	text = secretValue.ReplaceAllStringFunc(text, func(line string) string {
-		m := secretValue.FindStringSubmatch(line)
-		if strings.HasPrefix(m[3], "file:") || strings.HasPrefix(m[3], "credential:") || strings.HasPrefix(m[3], "sealed:") {
-			return line
+	text := string(b)
+	for _, secret := range []*regexp.Regexp{privateKey, credentialInURL, inQuery} {
+		text = secret.ReplaceAllString(text, "${1}***")
+	}
+	text = secretValue.ReplaceAllStringFunc(text, func(found string) string {
+		m := secretValue.FindStringSubmatch(found)
+		value := strings.Trim(m[2], `"'`)
+		if strings.HasPrefix(value, "file:") || strings.HasPrefix(value, "credential:") || strings.HasPrefix(value, "sealed:") {
+			return found
 		}
-		return m[1] + m[2] + "***" + m[4]
+		return m[1] + `"***"`
 	})
 	return []byte(text)
 }
