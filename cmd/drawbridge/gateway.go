@@ -88,6 +88,9 @@ func (g *gateway) openState(ctx context.Context, cfg *config.Config) (err error)
 	if g.lock, err = lockState(state); err != nil {
 		return err
 	}
+	if err = claimState(state); err != nil {
+		return err
+	}
 	if g.system == nil {
 		g.system = time.Now
 	}

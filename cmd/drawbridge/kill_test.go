@@ -132,20 +132,90 @@ func (r *recorder) note(m broker.Message) {
 
 // fleet are devices that count: device D reports 1, 2, 3, ... and goes on to the next number only after yes.
 type fleet struct {
-	s    *site
-	yes  []atomic.Int64 // by device: the last number answered yes
-	sent []atomic.Int64 // by device: how often a number was sent, repeats and retransmissions included
+	s     *site
+	names []string       // those with an even index speak MQTT, the others CoAP
+	yes   []atomic.Int64 // by device: the last number answered yes
+	sent  []atomic.Int64 // by device: how often a number was sent, repeats and retransmissions included
+
+	keep  bool           // devices stay what they are through an outage: MQTT sessions persist, CoAP keeps its association
+	fresh []atomic.Int64 // by device: connections without a stored session, or handshakes
+	at    []atomic.Int64 // by device: when it was answered yes last, Unix nanoseconds
+	gap   []atomic.Int64 // by device: the longest time between one yes and the next
+}
+
+// newFleet lets devices in, half of them on each protocol.
+func newFleet(s *site, devices int) *fleet {
+	counts := func() []atomic.Int64 { return make([]atomic.Int64, devices) }
+	f := &fleet{s: s, names: make([]string, devices), yes: counts(), sent: counts(), fresh: counts(), at: counts(), gap: counts()}
+	var extra strings.Builder
+	for i := range devices {
+		if i%2 == 0 {
+			f.names[i] = fmt.Sprintf("m-%d", i)
+			s.write(f.names[i]+".password", "secret-of-"+f.names[i])
+			fmt.Fprintf(&extra, "[device.%s]\ngroups = [\"press\"]\npassword = \"file:%s.password\"\n", f.names[i], f.names[i])
+		} else {
+			f.names[i] = fmt.Sprintf("c-%d", i)
+			s.write(f.names[i]+".psk", "psk-of-"+f.names[i]+"-16-bytes")
+			fmt.Fprintf(&extra, "[device.%s]\ngroups = [\"thermostat\"]\npsk = \"file:%s.psk\"\n", f.names[i], f.names[i])
+		}
+	}
+	s.extra = extra.String()
+	return f
+}
+
+// run lets every device live until ctx ends.
+func (f *fleet) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for i := range f.names {
+		if i%2 == 0 {
+			wg.Go(func() { f.mqttDevice(ctx, i) })
+		} else {
+			wg.Go(func() { f.coapDevice(ctx, i) })
+		}
+	}
+	wg.Wait()
+}
+
+// answered notes that number n of device i was answered yes.
+func (f *fleet) answered(i int, n int64) {
+	now := time.Now().UnixNano()
+	if was := f.at[i].Swap(now); was != 0 {
+		f.gap[i].Store(max(f.gap[i].Load(), now-was))
+	}
+	f.yes[i].Store(n)
+}
+
+// arrived tells whether everything that was answered yes has come to the cloud.
+func (f *fleet) arrived(cloud *recorder) bool {
+	cloud.mu.Lock()
+	defer cloud.mu.Unlock()
+	for i, name := range f.names {
+		if missing(cloud.arrived[name], int(f.yes[i].Load())) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (f *fleet) total() (n int64) {
+	for i := range f.yes {
+		n += f.yes[i].Load()
+	}
+	return n
 }
 
 func (f *fleet) mqttDevice(ctx context.Context, i int) {
-	name := fmt.Sprintf("m-%d", i)
+	name := f.names[i]
 	conf := f.s.clientTLS()
 	conf.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	for n := int64(1); ctx.Err() == nil; {
-		c, err := dialMQTT(ctx, f.s.mqtt, conf, wireOptions{clientID: name, user: name, password: "secret-of-" + name})
+		c, err := dialMQTT(ctx, f.s.mqtt, conf, wireOptions{clientID: name, user: name, password: "secret-of-" + name, persistent: f.keep})
 		if err != nil {
 			pause(ctx)
 			continue
+		}
+		if !c.present {
+			f.fresh[i].Add(1)
 		}
 		stop := context.AfterFunc(ctx, func() { c.Close() })
 		for {
@@ -158,7 +228,7 @@ func (f *fleet) mqttDevice(ctx context.Context, i int) {
 			if err != nil || kind != 0x40 {
 				break
 			}
-			f.yes[i].Store(n)
+			f.answered(i, n)
 			n++
 		}
 		stop()
@@ -167,7 +237,10 @@ func (f *fleet) mqttDevice(ctx context.Context, i int) {
 }
 
 func (f *fleet) coapDevice(ctx context.Context, i int) {
-	name := fmt.Sprintf("c-%d", i)
+	name, wait, tries := f.names[i], time.Second, 3
+	if f.keep {
+		wait, tries = 200*time.Millisecond, 300
+	}
 	for n := int64(1); ctx.Err() == nil; {
 		dial, cancel := context.WithTimeout(ctx, 10*time.Second)
 		c, err := dialCoAP(dial, f.s.coap, name, []byte("psk-of-"+name+"-16-bytes"))
@@ -176,15 +249,16 @@ func (f *fleet) coapDevice(ctx context.Context, i int) {
 			pause(ctx)
 			continue
 		}
+		f.fresh[i].Add(1)
 		for ctx.Err() == nil {
 			before := c.sent
-			code, err := c.request(2, "/sensors/count", []byte(strconv.FormatInt(n, 10)), time.Second, 3)
+			code, err := c.request(2, "/sensors/count", []byte(strconv.FormatInt(n, 10)), wait, tries)
 			f.sent[i].Add(c.sent - before)
 			if err != nil {
 				break
 			}
 			if code == 0x44 { // 2.04
-				f.yes[i].Store(n)
+				f.answered(i, n)
 				n++
 			}
 		}
@@ -209,21 +283,7 @@ func TestProveKill(t *testing.T) {
 	}
 	s := newSite(t)
 	s.binary = released(t)
-	var extra strings.Builder
-	f := &fleet{s, make([]atomic.Int64, devices), make([]atomic.Int64, devices)}
-	names := make([]string, devices)
-	for i := range devices {
-		if i%2 == 0 {
-			names[i] = fmt.Sprintf("m-%d", i)
-			s.write(names[i]+".password", "secret-of-"+names[i])
-			fmt.Fprintf(&extra, "[device.%s]\ngroups = [\"press\"]\npassword = \"file:%s.password\"\n", names[i], names[i])
-		} else {
-			names[i] = fmt.Sprintf("c-%d", i)
-			s.write(names[i]+".psk", "psk-of-"+names[i]+"-16-bytes")
-			fmt.Fprintf(&extra, "[device.%s]\ngroups = [\"thermostat\"]\npsk = \"file:%s.psk\"\n", names[i], names[i])
-		}
-	}
-	s.extra = extra.String()
+	f := newFleet(s, devices)
 	s.configure()
 	s.certify()
 	cloud := newRecorder(s)
@@ -233,13 +293,7 @@ func TestProveKill(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	for i := range devices {
-		if i%2 == 0 {
-			wg.Go(func() { f.mqttDevice(ctx, i) })
-		} else {
-			wg.Go(func() { f.coapDevice(ctx, i) })
-		}
-	}
+	wg.Go(func() { f.run(ctx) })
 	for kill := range kills {
 		time.Sleep(300*time.Millisecond + rand.N(900*time.Millisecond))
 		if kill%3 == 1 {
@@ -256,25 +310,12 @@ func TestProveKill(t *testing.T) {
 	cancel()
 	wg.Wait()
 
-	total := int64(0)
-	for i := range devices {
-		total += f.yes[i].Load()
-	}
-	eventually(t, "everything answered yes to arrive", func() bool {
-		cloud.mu.Lock()
-		defer cloud.mu.Unlock()
-		for i, name := range names {
-			if missing(cloud.arrived[name], int(f.yes[i].Load())) > 0 {
-				return false
-			}
-		}
-		return true
-	})
+	eventually(t, "everything answered yes to arrive", func() bool { return f.arrived(cloud) })
 	s.gateway.stop()
 	cloud.mu.Lock()
 	defer cloud.mu.Unlock()
 	silent, repeats, resent := 0, 0, 0
-	for i, name := range names {
+	for i, name := range f.names {
 		if f.yes[i].Load() == 0 {
 			silent++
 		}
@@ -293,7 +334,7 @@ func TestProveKill(t *testing.T) {
 		t.Errorf("%d of %d devices were never answered yes", silent, devices)
 	}
 	claim(t, "kill -9: %d kills, %d devices, %d messages answered yes, 0 lost, order kept; %d arrivals beyond those (sent again after a kill, or never answered), devices repeated %d",
-		kills, devices, total, repeats, resent)
+		kills, devices, f.total(), repeats, resent)
 }
 
 // missing counts the numbers up to yes that have not arrived.

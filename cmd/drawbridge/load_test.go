@@ -23,7 +23,8 @@ import (
 // wireConn is an MQTT connection that has been accepted by its broker.
 type wireConn struct {
 	net.Conn
-	r *bufio.Reader
+	r       *bufio.Reader
+	present bool // the broker had a session of this client
 }
 
 func mqttString(b []byte, s string) []byte {
@@ -109,7 +110,7 @@ func dialMQTT(ctx context.Context, addr string, conf *tls.Config, o wireOptions)
 	if o.user != "" {
 		body = mqttString(mqttString(body, o.user), o.password)
 	}
-	c := &wireConn{nc, bufio.NewReaderSize(nc, 64<<10)}
+	c := &wireConn{Conn: nc, r: bufio.NewReaderSize(nc, 64<<10)}
 	if _, err := nc.Write(mqttPacket(0x10, body)); err != nil {
 		nc.Close()
 		return nil, err
@@ -125,6 +126,7 @@ func dialMQTT(ctx context.Context, addr string, conf *tls.Config, o wireOptions)
 		nc.Close()
 		return nil, fmt.Errorf("mqtt: connack: %x %x", kind, ack)
 	}
+	c.present = ack[0]&1 != 0
 	return c, nil
 }
 
