@@ -151,7 +151,7 @@ func (b *broker) vacate(c *conn, want *claim) (s *session, last *will, ok bool) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// A client id that has changed hands, where ids are free, brings nothing of its former owner along.
-	fresh := want.clean || s.expiry == 0 || s.device.name != want.device
+	fresh := want.clean || s.expiry == 0 || s.over(c.l.env.Now()) || s.device.name != want.device
 	if old := s.conn; old != nil {
 		if c.l.cfg.Takeover == "refuse" {
 			return nil, nil, false
@@ -256,6 +256,11 @@ func (s *session) detach(c *conn) {
 	}
 }
 
+// over tells whether nobody has been connected for as long as the session lasts.
+func (s *session) over(now time.Time) bool { // s.mu held
+	return s.conn == nil && s.expiry != neverExpires && now.Sub(s.left) >= time.Duration(s.expiry)*time.Second
+}
+
 // sweep publishes wills whose delay has run out and ends sessions that have expired.
 func (b *broker) sweep(l *listener) {
 	now := l.env.Now()
@@ -272,9 +277,8 @@ func (b *broker) sweep(l *listener) {
 		s.mu.Lock()
 		var last *will
 		if s.conn == nil && !s.gone && s.home == l {
-			away := now.Sub(s.left)
-			over := s.expiry != neverExpires && away >= time.Duration(s.expiry)*time.Second
-			if w := s.will; w != nil && (over || away >= time.Duration(w.delay)*time.Second) {
+			over := s.over(now)
+			if w := s.will; w != nil && (over || now.Sub(s.left) >= time.Duration(w.delay)*time.Second) {
 				last, s.will = w, nil
 				s.save()
 			}

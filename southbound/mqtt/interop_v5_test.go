@@ -33,9 +33,9 @@ var interopV5 = map[string]func(*testing.T, *interop){
 		dial(false, expiresIn(0), comesBack).leave(nil) // it has ended at once
 		dial(false, expiresIn(600)).leave(nil)
 		dial(true, expiresIn(1), comesBack).leave(nil)
-		time.Sleep(2500 * time.Millisecond) // session expiry is in whole seconds of the real clock
+		time.Sleep(4 * time.Second) // session expiry is in whole seconds of the real clock
 		dial(false, expiresIn(1)).leave(until(600))
-		time.Sleep(2500 * time.Millisecond)
+		time.Sleep(4 * time.Second)
 		dial(true, expiresIn(600), comesBack).leave(until(0))
 		dial(false, expiresIn(600), comesBack).leave(nil)
 	},
