@@ -2,6 +2,8 @@ package onem2m_test
 
 import (
 	"crypto/tls"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"testing"
@@ -56,15 +58,18 @@ var bindings = map[string]struct {
 	"MQTT": {(*northtest.CSE).ServeMQTT, nil, false},
 }
 
-// byHTTP has notifications sent to a port that is free now.
+// byHTTP has notifications sent to a port that is free now, and that no client of this machine is given by itself.
 func byHTTP(t testing.TB, cfg *onem2m.Config) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		cfg.Listen = fmt.Sprintf("127.0.0.1:%d", 10_000+rand.N(20_000))
+		l, err := net.Listen("tcp", cfg.Listen)
+		if err == nil {
+			l.Close()
+			cfg.Notify, cfg.POA = "http", "https://"+strings.Replace(cfg.Listen, "127.0.0.1", "localhost", 1)
+			return
+		}
 	}
-	defer l.Close()
-	cfg.Notify, cfg.Listen = "http", l.Addr().String()
-	cfg.POA = "https://" + strings.Replace(cfg.Listen, "127.0.0.1", "localhost", 1)
+	t.Fatal("no port is free")
 }
 
 // setup is what the suite needs to know of a CSE with containers of 1000 octets.
