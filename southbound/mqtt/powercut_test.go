@@ -471,8 +471,9 @@ func TestDiskIsFull(t *testing.T) {
 		t.Errorf("SUBACK 0x%02x, want 0x80", code)
 	}
 	pub.publish("b", "x", 1, 3, nil)
-	other.silence()                                                             // it was told that it does not hear this
-	if code := pub.publish("nobody/keeps/this", "x", 1, 3, nil); code >= 0x80 { // the uplink has a disk of its own
+	other.silence() // it was told that it does not hear this
+	// The uplink has a disk of its own.
+	if code := pub.publish("nobody/keeps/this", "x", 1, 3, nil); code >= 0x80 {
 		t.Errorf("PUBACK 0x%02x", code)
 	}
 	disk.full.Store(false)
