@@ -5,6 +5,9 @@ import (
 	"crypto"
 	"crypto/ecdh"
 	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // Algorithms for keys that do not sign: one key, one purpose.
@@ -48,4 +51,23 @@ func QueueBuckets() []time.Duration {
 	return []time.Duration{100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
 		time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond,
 		50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 5 * time.Second}
+}
+
+// ECDSASignature gives r and s, as chips give them, in the form of RFC 3279 section 2.2.3, as crypto.Signer does.
+func ECDSASignature(r, s []byte) ([]byte, error) {
+	var b cryptobyte.Builder
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		for _, n := range [][]byte{r, s} {
+			b.AddASN1(asn1.INTEGER, func(b *cryptobyte.Builder) {
+				for len(n) > 1 && n[0] == 0 {
+					n = n[1:]
+				}
+				if len(n) == 0 || n[0] >= 0x80 {
+					b.AddUint8(0)
+				}
+				b.AddBytes(n)
+			})
+		}
+	})
+	return b.Bytes()
 }

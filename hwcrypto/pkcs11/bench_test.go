@@ -3,6 +3,10 @@
 package pkcs11
 
 import (
+	"crypto"
+	"crypto/tls"
+	"fmt"
+	"io"
 	"testing"
 
 	"github.com/miekg/pkcs11"
@@ -11,12 +15,37 @@ import (
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
 )
 
-// BenchmarkSign holds our signatures against the module's own, called in one session per goroutine.
-func BenchmarkSign(b *testing.B) {
-	token := keytest.SoftHSM(b)
+// bare signs by the module's own functions, in a session of its own.
+type bare struct {
+	*signer
+	h pkcs11.SessionHandle
+}
+
+func (k *signer) bare(t testing.TB) *bare {
+	h, err := k.t.id.module.ctx.OpenSession(k.t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		t.Error(err)
+	}
+	return &bare{k, h}
+}
+
+func (k *bare) Sign(_ io.Reader, digest []byte, _ crypto.SignerOpts) ([]byte, error) {
+	c := k.t.id.module.ctx
+	if err := c.SignInit(k.h, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}, k.signer.h); err != nil {
+		return nil, err
+	}
+	sig, err := c.Sign(k.h, digest)
+	if err != nil {
+		return nil, err
+	}
+	return hwcrypto.ECDSASignature(sig[:32], sig[32:])
+}
+
+// BenchmarkBesideModule holds our signatures and handshakes against those of SoftHSM2 without us between.
+func BenchmarkBesideModule(b *testing.B) {
 	p := New(b.Context(), Options{})
 	defer p.Close()
-	u, err := hwcrypto.ParseURI(token.URI("a"), "/")
+	u, err := hwcrypto.ParseURI(keytest.SoftHSM(b).URI("a"), "/")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -26,41 +55,28 @@ func BenchmarkSign(b *testing.B) {
 	}
 	k := made.(*signer)
 	digest := make([]byte, 32)
-	raw := func(b *testing.B) func() error {
-		c := k.t.id.module.ctx
-		h, err := c.OpenSession(k.t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-		if err != nil {
-			b.Error(err)
-		}
-		return func() error {
-			if err := c.SignInit(h, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}, k.h); err != nil {
-				return err
-			}
-			_, err := c.Sign(h, digest)
-			return err
-		}
-	}
-	ours := func(*testing.B) func() error { return func() error { return sign(b.Context(), k) } }
-	for name, with := range map[string]func(*testing.B) func() error{"module": raw, "ours": ours} {
-		b.Run(name+"/one", func(b *testing.B) {
-			f := with(b)
-			for b.Loop() {
-				if err := f(); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-		b.Run(name+"/eight", func(b *testing.B) {
-			b.SetParallelism(4)
-			b.RunParallel(func(pb *testing.PB) {
-				f := with(b)
-				for pb.Next() {
-					if err := f(); err != nil {
-						b.Error(err)
-						return
-					}
-				}
-			})
+	for _, callers := range []int{1, 8} {
+		b.Run(fmt.Sprintf("signatures, callers=%d", callers), func(b *testing.B) {
+			keytest.Beside(b, fmt.Sprintf("SoftHSM2 ECDSA P-256 signatures, callers: %d", callers), callers, 1,
+				func(testing.TB) func() error {
+					return func() error { _, err := k.Sign(nil, digest, crypto.SHA256); return err }
+				},
+				func(t testing.TB) func() error {
+					raw := k.bare(t)
+					return func() error { _, err := raw.Sign(nil, digest, crypto.SHA256); return err }
+				})
 		})
 	}
+	b.Run("handshakes", func(b *testing.B) {
+		ca := keytest.NewCA(b)
+		client := keytest.NewSoftwareCertificate(b, ca, "client")
+		cert := ca.Certificate(b, k, "server")
+		handshake := func(with crypto.Signer) func() error {
+			own := cert
+			own.PrivateKey = with
+			return func() error { return ca.Handshake(tls.VersionTLS12, own, client) }
+		}
+		keytest.Beside(b, "TLS 1.2 handshakes with the server's key in SoftHSM2", 2, 1,
+			func(testing.TB) func() error { return handshake(k) }, func(t testing.TB) func() error { return handshake(k.bare(t)) })
+	})
 }

@@ -9,11 +9,9 @@ import (
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/rsa"
-	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"sync"
 
 	"github.com/miekg/pkcs11"
@@ -241,7 +239,7 @@ func (k *signer) SignContext(ctx context.Context, digest []byte, opts crypto.Sig
 	if len(sig) != 2*size {
 		return nil, fmt.Errorf("%v: sign: signature of %d octets: want %d", k.t.id, len(sig), 2*size)
 	}
-	return asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(sig[:size]), new(big.Int).SetBytes(sig[size:])})
+	return hwcrypto.ECDSASignature(sig[:size], sig[size:])
 }
 
 // Sign is SignContext without a time of its own: the queue's counts.

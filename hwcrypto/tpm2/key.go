@@ -11,7 +11,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
@@ -222,7 +221,7 @@ func signature(s tpm2.TPMTSignature) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		return asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(e.SignatureR.Buffer), new(big.Int).SetBytes(e.SignatureS.Buffer)})
+		return hwcrypto.ECDSASignature(e.SignatureR.Buffer, e.SignatureS.Buffer)
 	case tpm2.TPMAlgRSASSA:
 		r, err := s.Signature.RSASSA()
 		if err != nil {
