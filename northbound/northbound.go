@@ -9,8 +9,10 @@ import (
 	"crypto"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
@@ -149,11 +151,28 @@ type Env struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
+// Hint says what an error of a platform means that says little by itself.
+type Hint struct {
+	Says  string // a part of the error's text
+	Means string // what it is known to mean, and what to look at
+}
+
+// Explain adds to err what the first of hints that fits it means.
+func Explain(err error, hints []Hint) error {
+	for _, h := range hints {
+		if strings.Contains(err.Error(), h.Says) {
+			return fmt.Errorf("%w (%s)", err, h.Means)
+		}
+	}
+	return err
+}
+
 // Kind is one type of connector: an entry of kinds.go.
 type Kind struct {
 	Type    string // the value of type = "..."
 	About   string // one sentence for `drawbridge connectors`
 	Example string // a TOML example for the same
+	Hints   []Hint // what the platform's errors mean
 	Config  func() any
 	Open    func(env Env, cfg any) (Connector, error)
 }
