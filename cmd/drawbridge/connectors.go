@@ -21,7 +21,14 @@ func (a *app) connectorsVerb() *cobra.Command {
 				if !ok {
 					return usage("connectors: there is no type %q; there are: %s", args[0], strings.Join(slices.Sorted(maps.Keys(built)), ", "))
 				}
-				_, err := fmt.Fprintf(a.out, "# %s\n%s\n", k.About, strings.TrimSpace(k.Example))
+				if _, err := fmt.Fprintf(a.out, "# %s\n%s\n", k.About, strings.TrimSpace(k.Example)); err != nil || len(k.Hints) == 0 {
+					return err
+				}
+				text := "\n# What its errors are known to mean\n"
+				for _, h := range k.Hints {
+					text += fmt.Sprintf("# %s: %s\n", h.Says, h.Means)
+				}
+				_, err := fmt.Fprint(a.out, text)
 				return err
 			}
 			for _, t := range slices.Sorted(maps.Keys(built)) {

@@ -120,6 +120,7 @@ func Kind() northbound.Kind {
 		Type:    "aws",
 		About:   "AWS IoT Core, with shadows and jobs",
 		Example: example,
+		Hints:   hints(),
 		Config: func() any {
 			return &Config{
 				Auth: "x509", Version: 5, KeepAlive: config.Duration(5 * time.Minute),

@@ -104,14 +104,14 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 		err = c.bearer.Judge(err)
 	}
 	if err != nil {
-		return nil, hint(address.Explain(err))
+		return nil, northbound.Explain(address.Explain(err), hints())
 	}
 	err = s.begin(ctx)
 	if _, refused := errors.AsType[*mqtt.RefusedFilter](err); refused {
 		c.env.Health.Set(&SubscriptionRefused, err.Error())
 	} else if err != nil {
 		s.Close()
-		return nil, hint(address.Explain(err))
+		return nil, northbound.Explain(address.Explain(err), hints())
 	} else {
 		c.env.Health.Clear(&SubscriptionRefused)
 	}
@@ -133,17 +133,6 @@ func (c *Connector) pace(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// hint adds what AWS means by an error that says little.
-func hint(err error) error {
-	switch text := err.Error(); {
-	case strings.Contains(text, "closed the connection"), strings.Contains(text, "broken the connection"):
-		return fmt.Errorf("%w (AWS closes without a word where the certificate is not active, or its policy does not allow iot:Connect for this client id)", err)
-	case strings.Contains(text, "not authorized"), strings.Contains(text, "refused (0x07)"):
-		return fmt.Errorf("%w (the policy does not allow iot:Connect for this client id, or the authorizer said no)", err)
-	}
-	return err
 }
 
 // login makes what the configured way of logging in needs, anew each time: certificates and tokens are renewed.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/northbound"
 )
 
 const (
@@ -75,6 +76,9 @@ func (c *Connector) byToken(ctx context.Context) (credentials, error) {
 		return credentials{}, fmt.Errorf("sts: %w", err)
 	}
 	got, err := readSTS(status, body)
+	if err != nil {
+		err = northbound.Explain(err, hints())
+	}
 	return got, c.bearer.Judge(err)
 }
 
@@ -139,7 +143,11 @@ func (c *Connector) byCertificate(ctx context.Context) (credentials, error) {
 	if err != nil {
 		return credentials{}, fmt.Errorf("credentials provider: %w", err)
 	}
-	return readProvider(status, body)
+	got, err := readProvider(status, body)
+	if err != nil {
+		err = northbound.Explain(err, hints())
+	}
+	return got, err
 }
 
 func readProvider(status int, body []byte) (credentials, error) {
@@ -155,7 +163,7 @@ func readProvider(status int, body []byte) (credentials, error) {
 	err := json.Unmarshal(body, &a)
 	switch {
 	case status == http.StatusForbidden:
-		return credentials{}, msg.Permanent(fmt.Errorf("credentials provider: refused: %q: is the certificate active, does its policy allow iot:AssumeRoleWithCertificate, and is the thing attached to it?", a.Message))
+		return credentials{}, msg.Permanent(fmt.Errorf("credentials provider: refused: %q", a.Message))
 	case status != http.StatusOK:
 		return credentials{}, fmt.Errorf("credentials provider: HTTP status %d: %q", status, a.Message)
 	case err != nil || a.Credentials.AccessKeyID == "" || a.Credentials.SecretAccessKey == "" || a.Credentials.Expiration.IsZero():

@@ -51,7 +51,7 @@ func (c *Connector) Enroll(ctx context.Context, csr []byte) (northbound.Enrolmen
 		},
 	})
 	if err != nil {
-		return e, hint(address.Explain(err))
+		return e, northbound.Explain(address.Explain(err), hints())
 	}
 	defer s.Close()
 

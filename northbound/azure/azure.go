@@ -37,6 +37,7 @@ package azure
 
 import (
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -120,6 +121,7 @@ func Kind() northbound.Kind {
 		Type:    "azure",
 		About:   "Azure IoT Hub, with provisioning, twins and direct methods, and Event Grid namespaces",
 		Example: example,
+		Hints:   slices.Concat(hubHints(), gridHints()),
 		Config: func() any {
 			return &Config{
 				Service: "iothub", Auth: "x509", KeepAlive: config.Duration(4 * time.Minute), TokenLife: config.Duration(time.Hour),

@@ -189,22 +189,6 @@ func (c *Connector) subscribe(ctx context.Context, s *mqtt.Session, filters []st
 	return err
 }
 
-// hint adds what the platform means by an error that says little.
-func (c *Connector) hint(device string, err error) error {
-	text := err.Error()
-	switch {
-	case c.cfg.Service == "eventgrid" && strings.Contains(text, "not authorized"):
-		return fmt.Errorf("%w (is the client registered under that authentication name, or does the token have the role EventGrid TopicSpaces Publisher or Subscriber?)", err)
-	case strings.Contains(text, "not authorized") && c.cfg.Auth != "x509":
-		return fmt.Errorf("%w (is the device enabled, is key its symmetric key, and is the clock right?)", err)
-	case strings.Contains(text, "not authorized"):
-		return fmt.Errorf("%w (is the device enabled, and is its certificate's thumbprint or CA registered with the common name %q?)", err, device)
-	case strings.Contains(text, "closed the connection"):
-		return fmt.Errorf("%w (the hub closes without a word where the device is unknown, a quota is used up, or another connection has its id)", err)
-	}
-	return err
-}
-
 // Examine is northbound.Examined's. A hub has one connection for each device, so examining it ends the session of a gateway that runs
 // for a moment; and it passes nothing back, so there is no echo.
 func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
@@ -236,7 +220,7 @@ func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
 	began = time.Now()
 	s, err := mqtt.Start(ctx, conn, o)
 	if err != nil {
-		told("log-in", o.Username, c.hint(o.ClientID, address.Explain(err)))
+		told("log-in", o.Username, northbound.Explain(address.Explain(err), c.hints()))
 		return
 	}
 	defer s.Close()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/northbound"
 	"github.com/drawbridge/drawbridge/northbound/mqtt"
 )
 
@@ -81,7 +82,7 @@ func (c *Connector) provisionAnew(ctx context.Context, registration string) (ass
 	}
 	a, err := provision(ctx, registration)
 	if err != nil {
-		return a, fmt.Errorf("provisioning: %w", err)
+		return a, fmt.Errorf("provisioning: %w", northbound.Explain(err, hubHints()))
 	}
 	path := c.assignmentPath(registration)
 	if data, err := json.Marshal(a); err == nil {

@@ -76,14 +76,14 @@ func (c *Connector) dialGrid(ctx context.Context, down northbound.Downlink) (nor
 		err = c.bearer.Judge(err)
 	}
 	if err != nil {
-		return nil, c.hint(o.ClientID, address.Explain(err))
+		return nil, northbound.Explain(address.Explain(err), c.hints())
 	}
 	if err := mqtt.Forget(ctx, s, c.env.State, down.Topics()); err != nil {
 		c.env.Log.Warn("subscriptions of an earlier configuration may remain", "error", err)
 	}
 	if err := c.subscribe(ctx, s, down.Topics()); err != nil {
 		s.Close()
-		return nil, c.hint(o.ClientID, address.Explain(err))
+		return nil, northbound.Explain(address.Explain(err), c.hints())
 	}
 	g := &grid{Session: s}
 	if until != nil {

@@ -92,11 +92,11 @@ func (c *Connector) dialHub(ctx context.Context, device string, down northbound.
 		if msg.IsPermanent(err) {
 			c.forgetAssignment(c.registration(device))
 		}
-		return nil, c.hint(device, address.Explain(err))
+		return nil, northbound.Explain(address.Explain(err), c.hints())
 	}
 	if err := h.begin(ctx); err != nil {
 		h.Session.Close()
-		return nil, c.hint(device, address.Explain(err))
+		return nil, northbound.Explain(address.Explain(err), c.hints())
 	}
 	if !expires.IsZero() {
 		life := expires.Sub(c.env.Now())
