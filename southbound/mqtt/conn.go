@@ -40,7 +40,8 @@ type conn struct {
 	end          atomic.Pointer[ending]
 	stopped      chan struct{} // closed once end is set
 	topic        known
-	leftQoS0     func(error) // in.left, bound once
+	message      *msg.Message // what goes to the uplink; nil until something does
+	leftQoS0     func(error)  // in.left, bound once
 	deadlineSet  time.Time
 	cools        bool     // a read that times out does no harm
 	cooling      bool     // the deadline set is the end of being hot

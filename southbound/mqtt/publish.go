@@ -69,8 +69,7 @@ func (c *conn) published(h packet.Header, body []byte) error {
 		e.advance(uplinked)
 		return nil
 	}
-	m := c.report(&p, allowed)
-	c.l.up.Submit(&m, e.done)
+	c.l.up.Submit(c.report(&p, allowed), e.done)
 	return nil
 }
 
@@ -90,8 +89,7 @@ func (c *conn) publishedQoS0(p *packet.PublishPacket) {
 	}
 	if c.topic.report {
 		c.in.enter(max(c.l.cfg.ReceiveMaximum, 1000), c.stopped)
-		m := c.report(p, id)
-		c.l.up.Submit(&m, c.leftQoS0)
+		c.l.up.Submit(c.report(p, id), c.leftQoS0)
 	}
 	c.l.count.publishesTaken.Add(1)
 }
@@ -140,10 +138,13 @@ func (c *conn) allowed() *auth.Identity {
 	return id
 }
 
-// report makes the message that the uplink gets. It points into the read buffer.
-func (c *conn) report(p *packet.PublishPacket, id *auth.Identity) msg.Message {
-	now := c.l.env.Now()
-	m := msg.Message{
+// report makes the message that the uplink gets. It points into the read buffer, and the next one takes its place.
+func (c *conn) report(p *packet.PublishPacket, id *auth.Identity) *msg.Message {
+	if c.message == nil {
+		c.message = &msg.Message{}
+	}
+	now, m := c.l.env.Now(), c.message
+	*m = msg.Message{
 		ID: msg.NewID(now), Time: now, Listener: c.l.env.Name, Device: id.Device, Groups: id.Groups,
 		Method: "POST", Resource: c.topic.resource, Payload: p.Payload,
 	}
