@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -75,6 +76,28 @@ func SoftHSM(t testing.TB) *Token {
 		t.Fatalf("softhsm2-util: %v\n%s", err, out)
 	}
 	return k
+}
+
+// Another makes a second token in the same module. Its Dir is its own, where that of the first is for both.
+func (k *Token) Another(t testing.TB) *Token {
+	t.Helper()
+	had, err := filepath.Glob(filepath.Join(k.Dir, "*"))
+	check(t, err)
+	a := *k
+	a.Label = "gw-" + rand.Text()[:6]
+	cmd := exec.Command(program(t, "softhsm2-util"), "--init-token", "--free", "--label", a.Label, "--pin", a.PIN, "--so-pin", "5678")
+	cmd.Env = append(os.Environ(), confVariable+"="+k.Conf)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("softhsm2-util: %v\n%s", err, out)
+	}
+	have, err := filepath.Glob(filepath.Join(k.Dir, "*"))
+	check(t, err)
+	for _, dir := range have {
+		if !slices.Contains(had, dir) {
+			a.Dir = dir
+		}
+	}
+	return &a
 }
 
 // setenv is t.Setenv for a variable that no other test knows: parallel tests may set theirs.

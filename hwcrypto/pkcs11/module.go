@@ -26,7 +26,11 @@ type module struct {
 	sessions int           // of ours that are open
 	idle     chan struct{} // closed when calls falls to 0; nil where nobody waits
 	alone    chan struct{} // closed when whoever runs alone is done; nil where nobody does
+	anew     time.Time     // when it was last initialized anew under open sessions
 }
+
+// disturb is how often, at most, a module is initialized anew to find a token that is missing, while sessions are open in another.
+const disturb = 3 * time.Second
 
 // settle is how long Initialize waits for running calls to return before it gives up.
 const settle = 2 * time.Second
@@ -151,7 +155,7 @@ func (m *module) initialize(ctx context.Context, gen int) error {
 	}
 	defer m.leaveAlone()
 	m.mu.Lock()
-	over, finalize := m.gen > gen, m.ours && m.sessions == 0
+	over, finalize := m.gen > gen, m.ours
 	m.mu.Unlock()
 	if over { // somebody has done it while we waited
 		return nil

@@ -2,8 +2,9 @@
 //
 // What always holds: a wrong PIN is tried once and not again until its source says another; a URI that several keys or tokens match is
 // refused; keys are made SENSITIVE and not EXTRACTABLE; a session, a log-in or a token that is lost is found again by the next
-// operation; an operation that hangs costs its session and no more; objects are made while nothing else runs in the module. A module is a singleton of the process: it is finalized only
-// while none of our sessions is open in it.
+// operation; an operation that hangs costs its session and no more; objects are made while nothing else runs in the module. A module is a
+// singleton of the process: to find a token again it is initialized anew while nothing runs in it, and its other tokens are logged in
+// again by their next operations.
 //
 // The package needs cgo. Built without, every method says so.
 package pkcs11

@@ -165,7 +165,7 @@ func (p *Provider) scan(ctx context.Context, paths []string, u hwcrypto.URI) (li
 			var some []place
 			if some, e = m.find(ctx, u); e == nil && len(some) == 0 {
 				// A module may list only what was there when it was initialized.
-				if m.quiet() && m.initialize(ctx, m.generation()) == nil {
+				if m.mayBeginAnew(time.Now()) && m.initialize(ctx, m.generation()) == nil {
 					some, e = m.find(ctx, u)
 				}
 			}
@@ -209,11 +209,18 @@ type place struct {
 
 func (i identity) String() string { return fmt.Sprintf("PKCS#11 token %q (%s)", i.label, i.model) }
 
-// quiet tells whether the module may be initialized again without harm to open sessions of ours.
-func (m *module) quiet() bool {
+// mayBeginAnew tells whether the module may be initialized again to see what tokens there are now. Where sessions are open in another token,
+// which is then logged in again by its next operation, it may so only from time to time.
+func (m *module) mayBeginAnew(now time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.sessions == 0 && m.ours
+	if !m.ours || m.sessions > 0 && now.Sub(m.anew) < disturb {
+		return false
+	}
+	if m.sessions > 0 {
+		m.anew = now
+	}
+	return true
 }
 
 func (m *module) generation() int {

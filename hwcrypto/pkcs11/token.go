@@ -389,7 +389,7 @@ func (t *token) refind(ctx context.Context) bool {
 		return t.locate(gen)
 	}
 	err := find()
-	if err != nil && m.quiet() && m.initialize(ctx, m.generation()) == nil {
+	if err != nil && m.mayBeginAnew(time.Now()) && m.initialize(ctx, m.generation()) == nil {
 		err = find()
 	}
 	return err == nil
