@@ -250,6 +250,7 @@ func (f *fleet) coapDevice(ctx context.Context, i int) {
 			continue
 		}
 		f.fresh[i].Add(1)
+		c.udp.deaf.Store(f.keep)
 		for ctx.Err() == nil {
 			before := c.sent
 			code, err := c.request(2, "/sensors/count", []byte(strconv.FormatInt(n, 10)), wait, tries)

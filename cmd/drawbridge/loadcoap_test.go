@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/pion/dtls/v3"
@@ -21,6 +23,7 @@ type coapDevice struct {
 	buf   []byte
 	out   []byte
 	sent  int64 // requests, retransmissions included
+	udp   *connected
 }
 
 func dialCoAP(ctx context.Context, addr, identity string, psk []byte) (*coapDevice, error) {
@@ -32,7 +35,8 @@ func dialCoAP(ctx context.Context, addr, identity string, psk []byte) (*coapDevi
 	if err != nil {
 		return nil, err
 	}
-	dc, err := dtls.ClientWithOptions(&connected{uc}, raddr,
+	udp := &connected{UDPConn: uc}
+	dc, err := dtls.ClientWithOptions(udp, raddr,
 		dtls.WithPSK(func([]byte) ([]byte, error) { return psk, nil }),
 		dtls.WithPSKIdentityHint([]byte(identity)),
 		dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_GCM_SHA256),
@@ -46,13 +50,31 @@ func dialCoAP(ctx context.Context, addr, identity string, psk []byte) (*coapDevi
 		dc.Close()
 		return nil, err
 	}
-	return &coapDevice{Conn: dc, mid: uint16(time.Now().UnixNano()), buf: make([]byte, 2048)}, nil
+	return &coapDevice{Conn: dc, mid: uint16(time.Now().UnixNano()), buf: make([]byte, 2048), udp: udp}, nil
 }
 
 // connected makes a packet connection of a connected socket.
-type connected struct{ *net.UDPConn }
+type connected struct {
+	*net.UDPConn
+	deaf atomic.Bool // a port that is closed for a moment is as good as a datagram that is lost
+}
 
-func (c *connected) WriteTo(p []byte, _ net.Addr) (int, error) { return c.UDPConn.Write(p) }
+func (c *connected) WriteTo(p []byte, _ net.Addr) (int, error) {
+	n, err := c.UDPConn.Write(p)
+	if c.deaf.Load() && errors.Is(err, syscall.ECONNREFUSED) {
+		return len(p), nil
+	}
+	return n, err
+}
+
+func (c *connected) ReadFrom(p []byte) (int, net.Addr, error) {
+	for {
+		n, from, err := c.UDPConn.ReadFrom(p)
+		if !c.deaf.Load() || !errors.Is(err, syscall.ECONNREFUSED) {
+			return n, from, err
+		}
+	}
+}
 
 // request sends a confirmable request and gives the response's code. It retransmits after wait, up to tries times, with
 // the same message id.

@@ -323,7 +323,7 @@ func (w *watched) dialCertified(ctx context.Context, cert tls.Certificate) (*coa
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(w.ca.cert)
-	dc, err := dtls.ClientWithOptions(&connected{uc}, raddr, dtls.WithCertificates(cert), dtls.WithRootCAs(roots), dtls.WithServerName("localhost"))
+	dc, err := dtls.ClientWithOptions(&connected{UDPConn: uc}, raddr, dtls.WithCertificates(cert), dtls.WithRootCAs(roots), dtls.WithServerName("localhost"))
 	if err == nil {
 		err = dc.HandshakeContext(ctx)
 	}
