@@ -258,12 +258,11 @@ func TestPINOthersMayRead(t *testing.T) {
 func TestSlowAndHangingSignatures(t *testing.T) {
 	t.Parallel()
 	token := keytest.Faulty(t)
-	k := made(t, provider(t, Options{Timeout: 500 * time.Millisecond, Workers: 2}), token.URI("a"))
+	k := made(t, provider(t, Options{Timeout: 2 * time.Second, Workers: 2}), token.URI("a"))
 	token.Set("hang", "1")
-	begin := time.Now()
 	err := sign(t.Context(), k)
-	if !errors.Is(err, hwcrypto.ErrTimeout) || !strings.Contains(err.Error(), token.Label) || time.Since(begin) > 5*time.Second {
-		t.Errorf("%v after %v", err, time.Since(begin))
+	if !errors.Is(err, hwcrypto.ErrTimeout) || !strings.Contains(err.Error(), token.Label) {
+		t.Error(err)
 	}
 	// Another operation of the same token goes on in another session.
 	if _, err := k.Describe(t.Context()); err != nil {
