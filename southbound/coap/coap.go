@@ -11,7 +11,7 @@
 // what it is sent there stays within three times of what has come from there until it has proved that it hears.
 //
 // What outlives the process, a kill -9 included, over DTLS where associations are kept: associations; devices' observations; for
-// EXCHANGE_LIFETIME the message ids of a device's last eight confirmable requests with their answers, so that a repetition is not carried out
+// EXCHANGE_LIFETIME the message ids of a device's last eight confirmable requests and notifications with their answers, so that a repetition is not carried out
 // again, unless the kill fell between the uplink's yes and its note, some microseconds later. What begins anew by the protocol: a payload of which
 // blocks were to come (4.08, and the device sends it from the start); the gateway's observations (their tokens stay good, and they are renewed when
 // the device is heard); commands (the bridge delivers them again); over TCP and without DTLS everything but last values, with the connection.

@@ -72,6 +72,14 @@ func (s *session) speak() *talk {
 	return s.talk
 }
 
+// underWay gives the command that has been sent, nil where there is none.
+func (k *talk) underWay() *command {
+	if k == nil || len(k.commands) == 0 || k.commands[0].sent == nil {
+		return nil
+	}
+	return k.commands[0]
+}
+
 // handOver takes the commands that have not been answered, to be sent anew on another association, which makes observations of its own.
 func (k *talk) handOver(l *listener) (list []*command) {
 	for _, c := range k.commands {
@@ -277,13 +285,14 @@ func (t *turn) wasReset(s *session, mid uint16) {
 
 // response takes the answer to a command.
 func (t *turn) response(s *session, p *packet) {
-	var c *command
-	if s.talk != nil && len(s.talk.commands) > 0 {
-		c = s.talk.commands[0]
-	}
-	known := c != nil && c.sent != nil && c.seen == nil && bytes.Equal(c.token, p.token)
-	if known && p.typ == message.Acknowledgement && p.mid != c.sent.mid {
-		known = false
+	c := s.talk.underWay()
+	known := c != nil && c.seen == nil && bytes.Equal(c.token, p.token)
+	switch {
+	case !known:
+	case p.typ == message.Acknowledgement:
+		known = p.mid == c.sent.mid
+	case c.registers() && !s.doubted: // before an ACK it is a notification with the same token
+		known = c.sent.acked
 	}
 	if !known && t.notification(s, p) {
 		return
@@ -395,10 +404,8 @@ func (l *listener) untrack(x *transmission) {
 
 // transmission finds what the session was sent under a message id.
 func (l *listener) transmission(s *session, mid uint16) *transmission {
-	if s.talk != nil && len(s.talk.commands) > 0 {
-		if x := s.talk.commands[0].sent; x != nil && x.mid == mid && !x.acked {
-			return x
-		}
+	if c := s.talk.underWay(); c != nil && c.sent.mid == mid && !c.sent.acked {
+		return c.sent
 	}
 	for _, x := range l.timers {
 		if x.s == s && x.mid == mid && x.cmd == nil {

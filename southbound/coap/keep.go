@@ -38,7 +38,7 @@ const (
 	wordAddrHigh
 	wordAddrLow
 	wordPort
-	wordExchanges // and those after it: the last confirmable requests that were answered
+	wordExchanges // and those after it: the last confirmable messages that were answered
 
 	keptExchanges = slots.Words - wordExchanges
 )
@@ -322,7 +322,7 @@ func (l *listener) noteReceived(s *session, moved bool) {
 	}
 }
 
-// noteAnswered stores that a confirmable request was answered, so that its repetition is known after a restart.
+// noteAnswered stores that a confirmable request was answered or a notification acknowledged, so that its repetition is known after a restart.
 func (l *listener) noteAnswered(s *session, e *exchange, now time.Time) {
 	if l.file == nil || s.slot == noSlot {
 		return

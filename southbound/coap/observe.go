@@ -136,7 +136,7 @@ func (t *turn) forgetObservation(s *session, o *observation) {
 func (t *turn) inform(s *session, o *observation, m *message.Message) {
 	m.Type, m.Token, m.MessageID = message.NonConfirmable, o.token, int32(s.nextMID())
 	o.mid = uint16(m.MessageID)
-	confirm := t.now.Sub(o.confirmed) >= confirmEvery && s.stream == nil
+	confirm := t.now.Sub(o.confirmed) >= confirmEvery && s.stream == nil && s.talk.underWay() == nil // NSTART is 1
 	if confirm {
 		m.Type, o.confirmed = message.Confirmable, t.now
 	}

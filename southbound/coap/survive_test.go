@@ -130,6 +130,12 @@ func TestWhatIsUnderWaySurvivesKill(t *testing.T) {
 	})
 	eventually(t, "the first notification is not taken", func() bool { return g.taken("w1") == 1 })
 
+	notify := func(mid uint16, seq uint32, payload string) {
+		d.send(message.Message{Type: con, Code: codes.Content, MessageID: int32(mid), Token: watchToken(watched), Options: message.Options{observeOption(seq)}, Payload: []byte(payload)})
+		d.await("the ACK of a notification", func(p *packet) bool { return p.typ == ack && p.mid == mid })
+	}
+	notify(20, 2, "w2")
+
 	g.kill()
 	g.start(t)
 
@@ -151,9 +157,12 @@ func TestWhatIsUnderWaySurvivesKill(t *testing.T) {
 		t.Errorf("notified %q, %d after %d", n.payload, seq, first)
 	}
 	// The gateway's observation of the device's resource goes on.
-	d.send(message.Message{Type: con, Code: codes.Content, MessageID: 9, Token: watchToken(watched), Options: message.Options{observeOption(2)}, Payload: []byte("w2")})
-	d.await("the ACK of a notification", func(p *packet) bool { return p.typ == ack && p.mid == 9 })
-	eventually(t, "the second notification is not taken", func() bool { return g.taken("w2") == 1 })
+	notify(20, 2, "w2") // once more
+	notify(21, 3, "w3")
+	eventually(t, "the third notification is not taken", func() bool { return g.taken("w3") == 1 })
+	if n := g.taken("w2"); n != 1 {
+		t.Errorf("the second notification was taken %d times", n)
+	}
 }
 
 func TestTheLastAnswersAreRecalled(t *testing.T) {

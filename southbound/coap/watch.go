@@ -155,6 +155,9 @@ func (t *turn) watched(s *session, c *command, p *packet, silent bool) {
 	case p == nil:
 		w.fail(t.now)
 		w.parked = silent
+		if c.fetched > 0 && w.failed == 1 { // it has changed between two blocks
+			w.due = t.now
+		}
 	case p.code == codes.Valid:
 	case p.code == codes.Content:
 		t.represent(s, w, p, c.answer, message.Acknowledgement)
@@ -200,12 +203,20 @@ func (t *turn) notification(s *session, p *packet) bool {
 		confirm()
 		w.fail(t.now)
 		return true
-	case s.stream == nil && there && !w.newer(seq, t.now), w.asking && blocks && b.more:
-		// Older than what has come, or longer than a message while the whole is asked for already.
+	case s.stream == nil && there && !w.newer(seq, t.now): // overtaken by what has come
 		confirm()
+		return true
+	case w.asking && blocks && b.more: // what is asked for already may be of before
+		confirm()
+		w.due = t.now
 		return true
 	case s.waiting >= maxPending || !s.spend(t.l.cfg.DeviceRate, t.now):
 		return true // a confirmable one comes again
+	}
+	if c := s.talk.underWay(); c != nil && c.watch == w && c.registers() { // it has come in the place of the answer
+		w.asking = false
+		t.drop(s, c)
+		defer t.next(s)
 	}
 	before := *w
 	w.note(p, t.now)
@@ -266,6 +277,7 @@ func (t *turn) notified(p *pending) {
 			t.send(s, appendShort(t.text[:0], message.Acknowledgement, codes.Empty, p.mid, nil))
 			if e != nil {
 				e.state = separate
+				t.l.noteAnswered(s, e, t.now)
 			}
 		}
 	case code>>5 == 4:

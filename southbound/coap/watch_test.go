@@ -350,3 +350,22 @@ func TestDeviceIsObservedThroughRestarts(t *testing.T) {
 		t.Errorf("%v", f)
 	}
 }
+
+// A notification that comes while the gateway renews its observation has the same token as the answer.
+func TestNotificationDuringARenewal(t *testing.T) {
+	w, req := watching(t, nil)
+	w.feed(w.answer(ack, codes.Content, req.mid, req.token, "0", observeOption(1), uintOption(message.MaxAge, 1)))
+	again := w.pass(30 * time.Second)[0]
+	w.up.Hold()
+	if list := w.feed(w.answer(con, codes.Content, 100, req.token, "1", observeOption(2))); len(list) != 0 {
+		t.Fatalf("before it is stored: %v", list)
+	}
+	w.up.Release()
+	w.l.settle(w.now, nil)
+	w.wantACK(w.take(), 100)
+	w.feed(w.answer(ack, codes.Content, again.mid, req.token, "2", observeOption(3), uintOption(message.MaxAge, 3600)))
+	if list := w.pass(time.Minute); len(list) != 0 {
+		t.Errorf("then sent %v", list)
+	}
+	w.wantPayloads("0", "1", "2")
+}
