@@ -177,8 +177,11 @@ func mosquittoBroker(t *testing.T) string {
 	text := "allow_anonymous true\nmax_keepalive 60\nmax_packet_size 4096\npersistence false\nlog_type none\nuser root\n"
 	// Its files of rules know nothing of subscriptions; its plugin does.
 	plugins, err := filepath.Glob("/usr/lib/*/mosquitto_dynamic_security.so")
-	if err != nil || len(plugins) == 0 {
+	switch {
+	case err != nil, len(plugins) == 0 && os.Getenv("CI") != "":
 		t.Fatalf("mosquitto has no plugin for rules: %v", err)
+	case len(plugins) == 0:
+		t.Skip("mosquitto has no plugin for rules")
 	}
 	text += fmt.Sprintf("plugin %s\nplugin_opt_config_file %s\n", plugins[0], rules)
 	if err := os.WriteFile(rules, []byte(`{
