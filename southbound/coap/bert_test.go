@@ -8,7 +8,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -28,13 +27,7 @@ type streamPeer struct {
 // dialStream connects over TCP and tells its capabilities.
 func dialStream(t *testing.T, csm ...message.Option) *streamPeer {
 	t.Helper()
-	b := southtest.Start(t, overTCP(t))
-	c, err := net.Dial("tcp", b.Addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(30 * time.Second))
+	b, c := rawStream(t)
 	p := &streamPeer{t, b, c, bufio.NewReader(c)}
 	p.send(message.Message{Code: codes.CSM, Options: csm})
 	if m := p.receive(); m.code != codes.CSM {

@@ -24,13 +24,7 @@ func TestNPMClient(t *testing.T) {
 			t.Fatalf("npm ci: %v\n%s", err, out)
 		}
 	}
-	d := driver()
-	with := d.Configure
-	d.Configure = func(s *southtest.Site, cfg any, listen string) {
-		with(s, cfg, listen)
-		cfg.(*Config).Security = []string{"none"}
-	}
-	b := southtest.Start(t, d)
+	b := southtest.Start(t, inTheClear(driver()))
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	client := exec.CommandContext(ctx, node, "client.mjs", fmt.Sprint(b.Addr.(*net.UDPAddr).Port))

@@ -117,13 +117,7 @@ func TestLibcoapClients(t *testing.T) {
 }
 
 func TestLibcoapClientWithoutDTLS(t *testing.T) {
-	d := driver()
-	with := d.Configure
-	d.Configure = func(s *southtest.Site, cfg any, listen string) {
-		with(s, cfg, listen)
-		cfg.(*Config).Security = []string{"none"}
-	}
-	b := southtest.Start(t, d)
+	b := southtest.Start(t, inTheClear(driver()))
 	for query, device := range map[string]string{"": "anonymous", "?device=th-9&x=1": "th-9"} {
 		out := run(t, "coap-client-notls", "-v", "6", "-m", "post", "-e", "1", fmt.Sprintf("coap://%s/a/b%s", b.Addr, query))
 		got := b.Up.Messages()
@@ -133,9 +127,8 @@ func TestLibcoapClientWithoutDTLS(t *testing.T) {
 	}
 }
 
-// overTCP makes a driver's listener one without TLS.
-func overTCP(t *testing.T) southtest.Driver {
-	d := tlsDriver(t)
+// inTheClear takes security from a driver's listener.
+func inTheClear(d southtest.Driver) southtest.Driver {
 	with := d.Configure
 	d.Configure = func(s *southtest.Site, cfg any, listen string) {
 		with(s, cfg, listen)
@@ -146,7 +139,7 @@ func overTCP(t *testing.T) southtest.Driver {
 
 func TestLibcoapClientOverTCP(t *testing.T) {
 	program(t, "coap-client-notls")
-	b := southtest.Start(t, overTCP(t))
+	b := southtest.Start(t, inTheClear(tlsDriver(t)))
 	big, out := filepath.Join(b.Dir, "big"), filepath.Join(b.Dir, "out")
 	content := strings.Repeat("0123456789abcdef", 4096)
 	if err := os.WriteFile(big, []byte(content), 0o600); err != nil {
@@ -222,6 +215,6 @@ func TestLibcoapClientsObserve(t *testing.T) {
 	}
 	t.Run("coap-client-notls over TCP", func(t *testing.T) {
 		t.Parallel()
-		observing(t, overTCP(t), "coap-client-notls", "coap+tcp", "anonymous", func(*southtest.Bench) []string { return nil })
+		observing(t, inTheClear(tlsDriver(t)), "coap-client-notls", "coap+tcp", "anonymous", func(*southtest.Bench) []string { return nil })
 	})
 }

@@ -135,16 +135,16 @@ func TestLibcoapClientsOverTLS(t *testing.T) {
 }
 
 // rawStream connects to a listener without TLS.
-func rawStream(t *testing.T) net.Conn {
+func rawStream(t *testing.T) (*southtest.Bench, net.Conn) {
 	t.Helper()
-	b := southtest.Start(t, overTCP(t))
+	b := southtest.Start(t, inTheClear(tlsDriver(t)))
 	c, err := net.Dial("tcp", b.Addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(10 * time.Second))
-	return c
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	return b, c
 }
 
 func TestSignalingMessages(t *testing.T) {
@@ -163,7 +163,7 @@ func TestSignalingMessages(t *testing.T) {
 		"a malformed message is aborted":        {[]byte{0x00, 0xe1, 0x10, 0x02, 0xff}, append([]byte{0xe5, 0xff}, "message format"...)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			conn := rawStream(t)
+			_, conn := rawStream(t)
 			conn.Write(c.in)
 			got, err := io.ReadAll(conn)
 			if err != nil && len(got) == 0 {
