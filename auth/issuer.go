@@ -3,7 +3,6 @@ package auth
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -99,21 +98,18 @@ func (i *issuer) away(err error) {
 	}
 }
 
-// trust makes the TLS configuration of a client that believes the CA file, or the system where there is none.
-func trust(ca config.Path, now func() time.Time) (*tls.Config, string, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12, Time: now}
-	if ca == "" {
-		return c, "", nil
+// trust makes the TLS configuration of a client that believes the CA file, or the system where there is none, and gives what is in the
+// file, by which it is seen that another one is there.
+func trust(ca config.Path, now func() time.Time) (c *tls.Config, content string, err error) {
+	if ca != "" { // before it is read as certificates: what is there by then is seen the next time
+		b, err := os.ReadFile(string(ca))
+		if err != nil {
+			return nil, "", fmt.Errorf("ca: %w", err)
+		}
+		content = string(b)
 	}
-	data, err := os.ReadFile(string(ca))
-	if err != nil {
-		return nil, "", fmt.Errorf("CA: %w", err)
-	}
-	c.RootCAs = x509.NewCertPool()
-	if !c.RootCAs.AppendCertsFromPEM(data) {
-		return nil, "", fmt.Errorf("CA %q: no certificate in it", string(ca))
-	}
-	return c, string(data), nil
+	roots, err := ca.CertPool()
+	return &tls.Config{MinVersion: tls.VersionTLS12, Time: now, RootCAs: roots}, content, err
 }
 
 // paced lets one request a URL through per issuerPause: a token with an unknown key makes its verifier ask the issuer again, and

@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 
+	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/northbound"
 )
@@ -34,13 +36,9 @@ func ClientTLS(ctx context.Context, env northbound.Env, ca, key string) (*tls.Co
 
 // LoadCA reads the PEM file of CA certificates.
 func LoadCA(path string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
+	pool, err := config.Path(path).CertPool()
+	if _, unread := errors.AsType[*fs.PathError](err); err != nil && !unread {
+		err = msg.Permanent(err)
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, msg.Permanent(fmt.Errorf("ca %s: no PEM certificate in it", path))
-	}
-	return pool, nil
+	return pool, err
 }
