@@ -258,6 +258,19 @@ func (c *CSE) Contents(container string) (list []string) {
 	return list
 }
 
+// Occupy registers an AE of that name for somebody else.
+func (c *CSE) Occupy(name string) {
+	c.t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.create(cseMap{"to": cseName, "fr": "Csomebody-else", "ty": 2, "pc": cseMap{"m2m:ae": cseMap{
+		"rn": name, "api": "Nother", "rr": false, "srv": []any{"3"},
+	}}}, true)
+	if r["rsc"] != 2001 {
+		c.t.Errorf("AE %s: %v", name, r)
+	}
+}
+
 // Remove deletes a resource and all below it, as expiry does.
 func (c *CSE) Remove(path string) {
 	c.mu.Lock()
