@@ -286,6 +286,26 @@ func TestAnAEForEachDevice(t *testing.T) {
 	}
 }
 
+func TestOneAEThatIsRefusedKeepsNobodyElseOut(t *testing.T) {
+	each := func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
+		batch := publications("a", 2)
+		batch[1].Device = "th-18"
+		s := dial(t, conn, &northtest.Downlink{})
+		errs, ended := outcome(t, s, batch)
+		clean(t, errs, ended)
+		s.Close()
+		c.Remove("cse-in/th-17")
+		c.Occupy("th-17")
+		batch = publications("b", 2)
+		batch[1].Device = "th-18"
+		errs, ended = outcome(t, dial(t, conn, &northtest.Downlink{}), batch)
+		if ended != nil || !msg.IsPermanent(errs[0]) || errs[1] != nil {
+			t.Errorf("ended %v, errors %v", ended, errs)
+		}
+	}
+	eachWith(t, func(_ *northbound.Env, cfg *onem2m.Config) { cfg.PerDev = true }, each)
+}
+
 // issuer gives a new token after each one that was refused.
 type issuer struct {
 	mu sync.Mutex

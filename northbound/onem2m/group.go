@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -23,9 +24,21 @@ const groupMembers = 10_000
 
 // groups are the device groups that are kept as oneM2M groups below the gateway's own AE.
 type groups struct {
-	mu   sync.Mutex
-	home *entity         // guarded by mu: the gateway's AE; nil: no group is kept
-	kept map[string]bool // guarded by mu: those that are at the CSE with the members of now
+	mu      sync.Mutex
+	home    *entity          // guarded by mu: the gateway's AE; nil: no group is kept
+	kept    map[string]bool  // guarded by mu: those that are at the CSE
+	refused map[string]error // guarded by mu: those that the CSE does not want
+	behind  bool             // guarded by mu: the CSE could not take all members just now
+}
+
+func (g *groups) init() { g.kept, g.refused = map[string]bool{}, map[string]error{} }
+
+// isBehind tells whether groups are to be brought up to date once more, and then counts that as under way.
+func (g *groups) isBehind() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	defer func() { g.behind = false }()
+	return g.behind
 }
 
 // gather makes the groups that are asked for, with the devices that are known.
@@ -71,14 +84,21 @@ func (s *session) regroup(ctx context.Context, e *entity) error {
 		slices.Sort(members)
 		err := s.group(ctx, home, name, members)
 		r, answered := errors.AsType[*refusal](err)
+		delete(s.groups.refused, name)
 		switch {
 		case err == nil:
-			s.c.env.Health.Clear(&GroupRefused)
-		case answered && (meaningOf(r.rsc) == denied || meaningOf(r.rsc) == never):
-			s.c.env.Health.Set(&GroupRefused, err.Error())
+		case answered && meaningOf(r.rsc) == later:
+			s.groups.behind = true
+		case answered && meaningOf(r.rsc) != lost:
+			s.groups.refused[name] = err
 		default:
 			return err
 		}
+	}
+	if refused := slices.Collect(maps.Values(s.groups.refused)); len(refused) > 0 {
+		s.c.env.Health.Set(&GroupRefused, errors.Join(refused...).Error())
+	} else {
+		s.c.env.Health.Clear(&GroupRefused)
 	}
 	return nil
 }

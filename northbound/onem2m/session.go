@@ -53,7 +53,8 @@ func newSession(ctx context.Context, c *Connector, down northbound.Downlink) *se
 		Post: func(batch []*msg.Publication) []error { return []error{s.post(s.ctx, batch[0])} },
 	})
 	s.byName, s.byOriginator = map[string]wire{}, map[string]wire{}
-	s.groups.kept, s.results.waiting = map[string]bool{}, map[string]chan *response{}
+	s.results.waiting = map[string]chan *response{}
+	s.groups.init()
 	s.tree.init()
 	s.followers.init(s)
 	return s
@@ -69,13 +70,20 @@ func (s *session) begin(ctx context.Context) (err error) {
 	if s.c.cfg.PerDev {
 		names = s.c.notes.names()
 	}
+	var failed []error
 	for _, name := range names {
 		_, err := s.entity(ctx, name)
-		if _, one := errors.AsType[ofOne](err); one {
-			s.c.env.Log.Warn("a device has no AE", "device", name, "error", err)
-		} else if err != nil {
+		if err == nil {
+			continue
+		}
+		if !ofOneAE(err) {
 			return err
 		}
+		failed = append(failed, err)
+		s.c.env.Log.Warn("an AE is not registered", "name", name, "error", err)
+	}
+	if len(failed) > 0 && len(failed) == len(names) {
+		return failed[0]
 	}
 	if err := s.gather(ctx); err != nil {
 		return err
@@ -154,6 +162,13 @@ func (s *session) put(ctx context.Context, ae *entity, p *msg.Publication) (to s
 type ofOne struct{ error }
 
 func (e ofOne) Unwrap() error { return e.error }
+
+// ofOneAE tells whether the AEs of other devices may fare better.
+func ofOneAE(err error) bool {
+	_, one := errors.AsType[ofOne](err)
+	r, answered := errors.AsType[*refusal](err)
+	return one || answered && meaningOf(r.rsc) != later
+}
 
 // judge says what an error means for a publication. What is no answer, and what says that our registration is gone, ends the session.
 func (s *session) judge(err error) error {

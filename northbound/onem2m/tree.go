@@ -282,6 +282,12 @@ func (s *session) keep() {
 			return
 		}
 		if !s.isDue() {
+			if s.groups.isBehind() {
+				if err := s.regroup(s.ctx, nil); err != nil {
+					s.fail(err)
+					return
+				}
+			}
 			continue
 		}
 		for _, e := range s.tree.all() {
