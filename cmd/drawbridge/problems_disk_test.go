@@ -39,7 +39,7 @@ func (h *house) tokenServer(ca northtest.CA) *tokenServer {
 		answer := map[string]any{}
 		switch r.URL.Path {
 		case "/.well-known/openid-configuration":
-			answer = map[string]any{"issuer": s.URL, "token_endpoint": s.URL + "/token", "device_authorization_endpoint": s.URL + "/device", "jwks_uri": s.URL + "/jwks"}
+			answer = map[string]any{"issuer": s.URL, "authorization_endpoint": s.URL + "/authorize", "token_endpoint": s.URL + "/token", "device_authorization_endpoint": s.URL + "/device", "jwks_uri": s.URL + "/jwks"}
 		case "/device":
 			answer = map[string]any{"device_code": "d", "user_code": "u", "verification_uri": s.URL, "expires_in": 600, "interval": 1}
 		case "/token":
