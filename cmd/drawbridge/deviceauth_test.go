@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -256,10 +257,11 @@ func TestDeviceAuthentication(t *testing.T) {
 	s.certify()
 	s.startCloud()
 	s.startGateway()
-	cloud := s.watch("dt/#")
-
-	t.Run("http", func(t *testing.T) { s.askOutside(t, o, ask, ca, cloud) })
-	t.Run("jwt", func(t *testing.T) { s.bringTokens(t, o, tokens, cloud) })
+	pump, robot := s.watch("dt/gw/pump-1/#"), s.watch("dt/gw/robot-2/#")
+	var both sync.WaitGroup // each waits for something to expire
+	both.Go(func() { t.Run("http", func(t *testing.T) { s.askOutside(t, o, ask, ca, pump) }) })
+	both.Go(func() { t.Run("jwt", func(t *testing.T) { s.bringTokens(t, o, tokens, robot) }) })
+	both.Wait()
 	t.Run("revocation", func(t *testing.T) { s.revokeWhileConnected(t, certs, ca) })
 	t.Run("reload", func(t *testing.T) { s.changeRules(t, o, ask) })
 	s.gateway.stop()
@@ -300,7 +302,7 @@ func (s *site) askOutside(t *testing.T, o *outside, addr string, ca *deviceCA, c
 		t.Errorf("an authenticator that does not answer: CONNACK 0x%02x, want 0x88", code)
 	}
 	// The certificate that a device shows is part of the question; what the answer says ends, ends.
-	o.says(auth.Answer{Device: "pump-2", Groups: []string{"press"}, Expires: time.Now().Add(2 * time.Second)})
+	o.says(auth.Answer{Device: "pump-2", Groups: []string{"press"}, Expires: time.Now().Add(6 * time.Second)})
 	pump2, code := s.device5(t, addr, func(*packets5.Connect) {}, ca.issue(t, "pump-2", 7))
 	if code != 0 {
 		t.Fatalf("CONNACK 0x%02x", code)
@@ -324,11 +326,11 @@ func (s *site) bringTokens(t *testing.T, o *outside, addr string, cloud *lines) 
 	if _, code := s.device5(t, addr, func(c *packets5.Connect) { c.Properties.AuthMethod = "SCRAM-SHA-256" }); code != 0x8c {
 		t.Errorf("another method: CONNACK 0x%02x, want 0x8c", code)
 	}
-	stale, code := s.device5(t, addr, asUser("", string(o.token("robot-1", 4*time.Second, o.key)))) // as the password
+	stale, code := s.device5(t, addr, asUser("", string(o.token("robot-1", 8*time.Second, o.key)))) // as the password
 	if code != 0 {
 		t.Fatalf("CONNACK 0x%02x", code)
 	}
-	fresh, code := s.device5(t, addr, withToken(o.token("robot-2", 4*time.Second, o.key)))
+	fresh, code := s.device5(t, addr, withToken(o.token("robot-2", 8*time.Second, o.key)))
 	if code != 0 {
 		t.Fatalf("CONNACK 0x%02x", code)
 	}
