@@ -18,9 +18,9 @@
 //   - desired properties arrive on "twin/desired/KEY", one publication for each top-level key, when they change and at each connect.
 //
 // With identities = "device" each device of the gateway is a device of the hub, with a connection and a credential of its own: the key that
-// device_key names for it, a certificate or a symmetric key, or one that is derived in the chip from that of an enrolment group. Connections are made when a device first reports, and again for every device that ever did at each
-// start, paced by connect_rate. "devicebound", "methods" and "twin/desired" are then followed by the device's name, and "twin/reported" is the
-// reporting device's own twin.
+// device_key names for it, a certificate or a symmetric key, or one that is derived in the chip from that of an enrolment group. Connections
+// are made when a device first reports, and again for every device that ever did at each start, paced by connect_rate. "devicebound", "methods"
+// and "twin/desired" are then followed by the device's name, and "twin/reported" is the reporting device's own twin.
 //
 // What the hub bears, enforced before anything is sent: 256 KiB in a message with its properties, 32 KiB of reported properties, QoS 0 and 1
 // (a publication of QoS 2 is sent with QoS 1), no retained messages, a keep alive of 1177 s, one connection per device.

@@ -345,6 +345,19 @@ func TestProvisioningIsAskedOnceAndSaysNoInWords(t *testing.T) {
 	}
 }
 
+// The key of an enrolment group's device is derived from its registration id, also for the hub, which may know it by another name.
+func TestKeyIsDerivedFromTheRegistration(t *testing.T) {
+	h := northtest.NewHub(t, key)
+	c := connector(t, h.Broker, nil, func(c *azure.Config) {
+		bySAS(c)
+		provisioned(h, c)
+		h.Group, c.Group, c.Registration = true, true, "plant7-registration"
+	})
+	if err := send(t, dial(t, c, &northtest.Downlink{}), msg.Publication{Topic: "x"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestWrongKeyIsExplained(t *testing.T) {
 	h := northtest.NewHub(t, northtest.HMAC("another key of thirty-two octets"))
 	_, err := connector(t, h.Broker, nil, bySAS).Dial(t.Context(), &northtest.Downlink{})

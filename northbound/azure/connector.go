@@ -110,9 +110,10 @@ func (c *Connector) options() mqtt.Options {
 	}
 }
 
-// key gives the name of the key with which a device logs in: its own, where each has one.
+// key gives the name of the key with which a device or registration logs in: its own, where each has one.
 func (c *Connector) key(device string) string {
-	if c.cfg.DeviceKey == "" || device == c.deviceID() && c.cfg.Key != "" {
+	gateway := device == c.deviceID() || device == c.cfg.Registration
+	if c.cfg.DeviceKey == "" || gateway && c.cfg.Key != "" {
 		return c.cfg.Key
 	}
 	return strings.ReplaceAll(c.cfg.DeviceKey, "{device}", device)

@@ -43,15 +43,16 @@ type hub struct {
 func (c *Connector) hubLogin(ctx context.Context, device string) (mqtt.Address, mqtt.Options, time.Time, error) {
 	o := c.options()
 	var expires time.Time
-	endpoint := c.cfg.Endpoint
+	endpoint, name := c.cfg.Endpoint, device // by which keys are found and derived
 	if endpoint == "" {
-		a, err := c.provisioned(ctx, c.registration(device))
+		name = c.registration(device)
+		a, err := c.provisioned(ctx, name)
 		if err != nil {
 			return mqtt.Address{}, o, expires, err
 		}
 		endpoint, device = a.Hub, a.Device
 	}
-	address, err := c.address(ctx, device, endpoint, "/$iothub/websocket")
+	address, err := c.address(ctx, name, endpoint, "/$iothub/websocket")
 	if err != nil {
 		return address, o, expires, err
 	}
@@ -63,9 +64,9 @@ func (c *Connector) hubLogin(ctx context.Context, device string) (mqtt.Address, 
 	}
 	if c.cfg.Auth != "x509" {
 		var token string
-		if token, expires, err = c.signature(ctx, device, host+"/devices/"+device, ""); err != nil {
+		if token, expires, err = c.signature(ctx, name, host+"/devices/"+device, ""); err != nil {
 			if c.cfg.Auth == "tpm" && errors.Is(err, hwcrypto.ErrNoKey) { // the TPM was cleared, or is another
-				c.forgetAssignment(c.registration(device))
+				c.forgetAssignment(name)
 			}
 			return address, o, expires, err
 		}

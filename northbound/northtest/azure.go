@@ -45,6 +45,7 @@ type Hub struct {
 	calls    map[string]chan Answer // guarded by mu: direct methods by $rid
 	serial   int                    // guarded by mu
 	polls    int                    // guarded by mu: of the provisioning service
+	known    map[string]string      // guarded by mu: the registration of a device that has registered
 	Refuse   string                 // why the provisioning service refuses; empty: it assigns
 }
 
@@ -59,7 +60,7 @@ func NewHub(t testing.TB, key HMAC) *Hub {
 	t.Helper()
 	h := &Hub{
 		Key: key, services: make(chan broker.Message, 10_000), desired: map[string]any{}, reported: map[string]any{},
-		version: 1, calls: map[string]chan Answer{},
+		version: 1, calls: map[string]chan Answer{}, known: map[string]string{},
 	}
 	h.Broker = NewBroker(t, broker.Options{Admit: h.admit, Published: h.judge, Subscribed: h.subscribed})
 	config := h.CA.Server(t)
@@ -124,8 +125,14 @@ func (h *Hub) admit(l *broker.Login) broker.Answer {
 	}
 	key := h.Key
 	if h.Group {
+		h.mu.Lock()
+		name, ok := h.known[id]
+		h.mu.Unlock()
+		if !ok {
+			name = id
+		}
 		group := hmac.New(sha256.New, h.Key)
-		group.Write([]byte(id))
+		group.Write([]byte(name))
 		key = group.Sum(nil)
 	}
 	if !h.signed(key, string(l.Password), resource, policy) {
@@ -281,6 +288,7 @@ func (h *Hub) serve(m broker.Message) {
 			delete(h.calls, rid)
 		}
 	case path == "$dps/registrations/PUT/iotdps-register/":
+		h.known["gw1"] = m.From
 		h.reply("$dps/registrations/res/202/?$rid="+rid+"&retry-after=0", map[string]any{"operationId": "4.d0a67190.42d78160", "status": "assigning"})
 	case path == "$dps/registrations/GET/iotdps-get-operationstatus/":
 		h.polls++

@@ -16,7 +16,6 @@ import (
 
 // Chip is a PKCS#11 token or a TPM, with the keys of a gateway in it.
 type Chip struct {
-	Device   string // of a TPM, as in a key's URI; empty: it is none
 	provider hwcrypto.Provider
 	uri      func(name string) string
 	dir      string
@@ -30,18 +29,18 @@ func Chips(t *testing.T, f func(t *testing.T, c *Chip)) {
 	t.Run("SoftHSM2", func(t *testing.T) {
 		t.Parallel()
 		token := keytest.SoftHSM(t)
-		f(t, newChip(t, pkcs11.New(context.WithoutCancel(t.Context()), pkcs11.Options{}), token.URI, ""))
+		f(t, newChip(t, pkcs11.New(context.WithoutCancel(t.Context()), pkcs11.Options{}), token.URI))
 	})
 	t.Run("swtpm", func(t *testing.T) {
 		t.Parallel()
 		chip := keytest.SWTPM(t)
-		f(t, newChip(t, tpm2.New(context.WithoutCancel(t.Context()), tpm2.Options{Dir: chip.Dir}), chip.URI, chip.Device()))
+		f(t, newChip(t, tpm2.New(context.WithoutCancel(t.Context()), tpm2.Options{Dir: chip.Dir}), chip.URI))
 	})
 }
 
-func newChip(t *testing.T, p hwcrypto.Provider, uri func(string) string, device string) *Chip {
+func newChip(t *testing.T, p hwcrypto.Provider, uri func(string) string) *Chip {
 	t.Cleanup(func() { p.Close() })
-	return &Chip{Device: device, provider: p, uri: uri, dir: t.TempDir(), keys: map[string]hwcrypto.Key{}}
+	return &Chip{provider: p, uri: uri, dir: t.TempDir(), keys: map[string]hwcrypto.Key{}}
 }
 
 // made gives the key of that name, which the first call makes.

@@ -23,10 +23,10 @@ type TPMService struct {
 	hub *Hub
 
 	mu       sync.Mutex
-	enrolled string // guarded by mu: the endorsement key, base64
-	session  HMAC   // guarded by mu
-	keys     struct{ ek, srk []byte }
-	polls    int // guarded by mu
+	enrolled string                   // guarded by mu: the endorsement key, base64
+	session  HMAC                     // guarded by mu
+	keys     struct{ ek, srk []byte } // guarded by mu: of the TPM that asked
+	polls    int                      // guarded by mu
 }
 
 // TPMService starts one. Nobody is enrolled.
