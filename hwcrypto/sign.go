@@ -37,6 +37,12 @@ type EphemeralMaker interface {
 // HashBound is the ability of a key to say that the chip signs with some hashes only.
 type HashBound interface{ Hashes() []crypto.Hash }
 
+// Roomy is the ability of a key to say how much room its chip has for work, and how near it is to locking. An error says that there is none,
+// or that the next mistake locks it.
+type Roomy interface {
+	Room(ctx context.Context) (note string, err error)
+}
+
 // Renamer is the ability of a provider to give a key another name. ErrNoKey where there is none at from, ErrKeyExists where there is
 // one at to.
 type Renamer interface {

@@ -18,7 +18,7 @@ import (
 
 // Step is one thing that Examine tried.
 type Step struct {
-	Name string // "chip", "attributes", "signature", "hmac", "seal", "certificate", "validity"
+	Name string // "chip", "attributes", "room", "signature", "hmac", "seal", "certificate", "validity"
 	Took time.Duration
 	Err  error  // nil: it went well
 	Note string // what was seen
@@ -53,6 +53,9 @@ func (r *Ring) Examine(ctx context.Context, name string, step func(Step)) {
 		}
 		return "it cannot leave its chip", err
 	})
+	if c, ok := k.(hwcrypto.Roomy); ok {
+		try("room", func() (string, error) { return c.Room(ctx) })
+	}
 	if s, ok := k.(hwcrypto.ContextSigner); ok {
 		try("signature", func() (string, error) { return "made and verified", signs(ctx, s, k) })
 	}

@@ -36,10 +36,11 @@ func (s *site) examined(t *testing.T, name string) string {
 func TestExamine(t *testing.T) {
 	t.Parallel()
 	token := keytest.SoftHSM(t)
-	s := newSite(t, map[string]*config.Key{"id": {URI: token.URI("id"), Cert: "id.crt"}, "sas": {URI: token.URI("sas")}, "dev": {URI: "file:dev.key", Cert: "dev.crt"}, "bare": {URI: "file:bare.key"}, "away": {URI: "tpm:name=x;device=unix:/nowhere"}})
+	s := newSite(t, map[string]*config.Key{"id": {URI: token.URI("id"), Cert: "id.crt"}, "sas": {URI: token.URI("sas")}, "tpm": {URI: keytest.SWTPM(t).URI("tpm")}, "dev": {URI: "file:dev.key", Cert: "dev.crt"}, "bare": {URI: "file:bare.key"}, "away": {URI: "tpm:name=x;device=unix:/nowhere"}})
 	s.make(t, "id", hwcrypto.ECDSAP384)
 	s.make(t, "sas", hwcrypto.HMACSHA256)
 	s.make(t, "dev", hwcrypto.RSA2048)
+	s.make(t, "tpm", hwcrypto.HMACSHA256)
 	s.make(t, "bare", hwcrypto.ECDSAP256)
 	b, err := s.SelfSigned(t.Context(), "id", pkix.Name{CommonName: "id"}, nil, time.Hour)
 	if err != nil {
@@ -47,8 +48,9 @@ func TestExamine(t *testing.T) {
 	}
 	s.write(t, "id.crt", b)
 	for name, want := range map[string]string{
-		"id":   "chip✓ attributes✓ signature✓ seal✓ certificate✓ validity✓",
-		"sas":  "chip✓ attributes✓ hmac✓ seal✓",
+		"id":   "chip✓ attributes✓ room✓ signature✓ seal✓ certificate✓ validity✓",
+		"sas":  "chip✓ attributes✓ room✓ hmac✓ seal✓",
+		"tpm":  "chip✓ attributes✓ room✓ hmac✓ seal✓",
 		"dev":  "chip✓ attributes✗ signature✓ seal✓ certificate✗",
 		"bare": "chip✓ attributes✗ signature✓ seal✓",
 		"away": "chip✗",

@@ -409,3 +409,30 @@ func (t *token) explain(err error) error {
 	}
 	return fmt.Errorf("%v: %w", t.id, err)
 }
+
+// Room tells of the token's sessions and of its PIN's counter.
+func (k *key) Room(ctx context.Context) (string, error) {
+	info, err := call(ctx, k.t, func(s session) (pkcs11.TokenInfo, error) {
+		k.t.mu.Lock()
+		slot := k.t.slot
+		k.t.mu.Unlock()
+		return s.GetTokenInfo(slot)
+	})
+	if err != nil {
+		return "", err
+	}
+	note := "any number of sessions"
+	if most := info.MaxSessionCount; most != pkcs11.CK_EFFECTIVELY_INFINITE && most != pkcs11.CK_UNAVAILABLE_INFORMATION {
+		note = fmt.Sprintf("%d of %d sessions are open", info.SessionCount, most)
+		if info.SessionCount >= most {
+			return "", fmt.Errorf("%v: %s", k.t.id, note)
+		}
+	}
+	switch {
+	case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
+		return "", fmt.Errorf("%v: one wrong PIN more locks the token", k.t.id)
+	case info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0:
+		note += "; a wrong PIN was tried since the last right one"
+	}
+	return note, nil
+}

@@ -467,3 +467,31 @@ func (c *chip) describe(ctx context.Context) (string, error) {
 	c.mu.Unlock()
 	return model, nil
 }
+
+// Room tells of the TPM's slots for loaded keys and of its lockout counter.
+func (k *key) Room(ctx context.Context) (string, error) {
+	want := []tpm2.TPMPT{tpm2.TPMPTHRTransientAvail, tpm2.TPMPTLockoutCounter, tpm2.TPMPTMaxAuthFail}
+	got, err := call(ctx, k.c, func(l *link) ([]uint32, error) {
+		var values []uint32
+		for _, p := range want {
+			r, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(p), PropertyCount: 1}.Execute(l)
+			if err != nil {
+				return nil, err
+			}
+			list, err := r.CapabilityData.Data.TPMProperties()
+			if err != nil {
+				return nil, err
+			}
+			if len(list.TPMProperty) == 0 || list.TPMProperty[0].Property != p {
+				return nil, fmt.Errorf("property %#x is not told", uint32(p))
+			}
+			values = append(values, list.TPMProperty[0].Value)
+		}
+		return values, nil
+	})
+	if err != nil {
+		return "", err
+	}
+	// Loaded keys of ours make room for one another, so no free slot is no trouble.
+	return fmt.Sprintf("%d more keys can be loaded; lockout counter %d of %d, which does not concern our keys", got[0], got[1], got[2]), nil
+}
