@@ -42,6 +42,22 @@ func ParsePattern(s string) (Pattern, error) {
 	return p, nil
 }
 
+// covers tells whether the pattern can stand for the resource, whatever device it is of.
+func (p Pattern) covers(resource string) bool {
+	parts := strings.Split(strings.TrimPrefix(resource, "/"), "/")
+	for i, seg := range p {
+		switch {
+		case i >= len(parts):
+			return false
+		case seg.Rest:
+			return true
+		case seg.Name == "" && seg.Text != parts[i]:
+			return false
+		}
+	}
+	return len(parts) == len(p)
+}
+
 func parseSegment(part string) (Segment, error) {
 	name, open := strings.CutPrefix(part, "{")
 	name, closed := strings.CutSuffix(name, "}")

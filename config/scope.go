@@ -70,6 +70,18 @@ func (s *Scope) Key(key, name string) bool {
 	return s.k.exists(s, key, name, "key", sortedKeys(s.k.c.Keys))
 }
 
+// Reportable tells whether some [[allow]] lets some device report on the resource.
+func (s *Scope) Reportable(resource string) bool {
+	for _, a := range s.k.c.Allow {
+		for _, r := range a.Resources {
+			if p, err := ParsePattern(r); a.Op == "report" && err == nil && p.covers(resource) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // KeyScheme gives the scheme of a [key.NAME]'s URI: "pkcs11", "tpm" or "file"; empty where there is no such key.
 func (s *Scope) KeyScheme(name string) string {
 	k := s.k.c.Keys[name]
