@@ -70,18 +70,7 @@ func clean(t *testing.T, errs []error, ended error) {
 
 // each runs a test on each binding.
 func each(t *testing.T, f func(t *testing.T, c *northtest.CSE, conn northbound.Connector)) {
-	for name, b := range bindings {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := northtest.NewCSE(t)
-			conn, _ := connector(t, c, b.serve(c), func(_ *northbound.Env, cfg *onem2m.Config) {
-				if b.change != nil {
-					b.change(t, cfg)
-				}
-			})
-			f(t, c, conn)
-		})
-	}
+	eachWith(t, func(*northbound.Env, *onem2m.Config) {}, f)
 }
 
 func TestACSEThatHasLostEverythingGetsItAgain(t *testing.T) {
@@ -253,41 +242,31 @@ func TestTheCSEChoosesTheAEID(t *testing.T) {
 }
 
 func TestAnAEForEachDevice(t *testing.T) {
-	for binding, b := range bindings {
-		t.Run(binding, func(t *testing.T) {
-			t.Parallel()
-			c := northtest.NewCSE(t)
-			conn, _ := connector(t, c, b.serve(c), func(_ *northbound.Env, cfg *onem2m.Config) {
-				if b.change != nil {
-					b.change(t, cfg)
-				}
-				cfg.PerDev = true
-			})
-			d := &northtest.Downlink{Filters: []string{"+/cmd/set"}}
-			s := dial(t, conn, d)
-			batch := publications("a", 2)
-			batch[1].Device = "th-18"
-			errs, ended := outcome(t, s, batch)
-			clean(t, errs, ended)
-			for _, name := range []string{"th-17", "th-18"} {
-				if a := c.Attributes("cse-in/" + name); a == nil || a["aei"] != "C"+name {
-					t.Errorf("AE %s: %v", name, a)
-				}
-				northtest.Await(t, "the container of commands", func() bool { return c.Has("cse-in/" + name + "/cmd/set/drawbridge") })
-				c.Put(name+"/cmd/set", map[string]any{"con": "21"})
+	eachWith(t, func(_ *northbound.Env, cfg *onem2m.Config) { cfg.PerDev = true }, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
+		d := &northtest.Downlink{Filters: []string{"+/cmd/set"}}
+		s := dial(t, conn, d)
+		batch := publications("a", 2)
+		batch[1].Device = "th-18"
+		errs, ended := outcome(t, s, batch)
+		clean(t, errs, ended)
+		for _, name := range []string{"th-17", "th-18"} {
+			if a := c.Attributes("cse-in/" + name); a == nil || a["aei"] != "C"+name {
+				t.Errorf("AE %s: %v", name, a)
 			}
-			northtest.Await(t, "the commands", func() bool { return len(d.Got()) == 2 })
-			topics := []string{d.Got()[0].Topic, d.Got()[1].Topic}
-			slices.Sort(topics)
-			if !slices.Equal(topics, []string{"th-17/cmd/set", "th-18/cmd/set"}) {
-				t.Errorf("topics %q", topics)
-			}
-		})
-	}
+			northtest.Await(t, "the container of commands", func() bool { return c.Has("cse-in/" + name + "/cmd/set/drawbridge") })
+			c.Put(name+"/cmd/set", map[string]any{"con": "21"})
+		}
+		northtest.Await(t, "the commands", func() bool { return len(d.Got()) == 2 })
+		topics := []string{d.Got()[0].Topic, d.Got()[1].Topic}
+		slices.Sort(topics)
+		if !slices.Equal(topics, []string{"th-17/cmd/set", "th-18/cmd/set"}) {
+			t.Errorf("topics %q", topics)
+		}
+	})
 }
 
 func TestOneAEThatIsRefusedKeepsNobodyElseOut(t *testing.T) {
-	each := func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
+	eachWith(t, func(_ *northbound.Env, cfg *onem2m.Config) { cfg.PerDev = true }, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
 		batch := publications("a", 2)
 		batch[1].Device = "th-18"
 		s := dial(t, conn, &northtest.Downlink{})
@@ -302,8 +281,7 @@ func TestOneAEThatIsRefusedKeepsNobodyElseOut(t *testing.T) {
 		if ended != nil || !msg.IsPermanent(errs[0]) || errs[1] != nil {
 			t.Errorf("ended %v, errors %v", ended, errs)
 		}
-	}
-	eachWith(t, func(_ *northbound.Env, cfg *onem2m.Config) { cfg.PerDev = true }, each)
+	})
 }
 
 // issuer gives a new token after each one that was refused.

@@ -76,52 +76,44 @@ func TestFlexContainers(t *testing.T) {
 }
 
 func TestDeviceGroupsBecomeGroups(t *testing.T) {
-	for binding, b := range bindings {
-		t.Run(binding, func(t *testing.T) {
-			t.Parallel()
-			c := northtest.NewCSE(t)
-			conn, _ := connector(t, c, b.serve(c), func(e *northbound.Env, cfg *onem2m.Config) {
-				if b.change != nil {
-					b.change(t, cfg)
-				}
-				cfg.PerDev, cfg.Groups = true, []string{"thermostat", "meter"}
-				e.Groups = func(device string) []string {
-					if strings.HasPrefix(device, "th-") {
-						return []string{"all", "thermostat"}
-					}
-					return nil
-				}
-			})
-			d := &northtest.Downlink{Filters: []string{"+/cmd/set"}}
-			s := dial(t, conn, d)
-			batch := publications("a", 3)
-			batch[1].Device, batch[2].Device = "th-18", "press-1"
-			errs, ended := outcome(t, s, batch)
-			clean(t, errs, ended)
-			want := "[/id-in/cse-in/th-17 /id-in/cse-in/th-18]"
-			if g := c.Attributes("cse-in/gw1/thermostat"); g == nil || fmt.Sprint(g["mid"]) != want || g["mt"] != 2.0 {
-				t.Errorf("group: %v", g)
+	eachWith(t, func(e *northbound.Env, cfg *onem2m.Config) {
+		cfg.PerDev, cfg.Groups = true, []string{"thermostat", "meter"}
+		e.Groups = func(device string) []string {
+			if strings.HasPrefix(device, "th-") {
+				return []string{"all", "thermostat"}
 			}
-			if c.Has("cse-in/gw1/meter") || c.Has("cse-in/gw1/all") {
-				t.Error("a group without members, or one that nobody asked for")
-			}
-			for _, name := range []string{"th-17", "th-18"} {
-				northtest.Await(t, "the container of commands", func() bool { return c.Has("cse-in/" + name + "/cmd/set/drawbridge") })
-			}
-			c.PutToGroup("gw1/thermostat", "cmd/set", map[string]any{"con": "21"})
-			northtest.Await(t, "a command for each member", func() bool { return len(d.Got()) == 2 })
+			return nil
+		}
+	}, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
+		d := &northtest.Downlink{Filters: []string{"+/cmd/set"}}
+		s := dial(t, conn, d)
+		batch := publications("a", 3)
+		batch[1].Device, batch[2].Device = "th-18", "press-1"
+		errs, ended := outcome(t, s, batch)
+		clean(t, errs, ended)
+		want := "[/id-in/cse-in/th-17 /id-in/cse-in/th-18]"
+		if g := c.Attributes("cse-in/gw1/thermostat"); g == nil || fmt.Sprint(g["mid"]) != want || g["mt"] != 2.0 {
+			t.Errorf("group: %v", g)
+		}
+		if c.Has("cse-in/gw1/meter") || c.Has("cse-in/gw1/all") {
+			t.Error("a group without members, or one that nobody asked for")
+		}
+		for _, name := range []string{"th-17", "th-18"} {
+			northtest.Await(t, "the container of commands", func() bool { return c.Has("cse-in/" + name + "/cmd/set/drawbridge") })
+		}
+		c.PutToGroup("gw1/thermostat", "cmd/set", map[string]any{"con": "21"})
+		northtest.Await(t, "a command for each member", func() bool { return len(d.Got()) == 2 })
 
-			c.Reset() // a restart with an empty store
-			if _, ended := outcome(t, s, publications("b", 1)); ended == nil {
-				t.Fatal("the session did not end")
-			}
-			s.Close()
-			dial(t, conn, d)
-			if g := c.Attributes("cse-in/gw1/thermostat"); g == nil || fmt.Sprint(g["mid"]) != want {
-				t.Errorf("group made again: %v", g)
-			}
-		})
-	}
+		c.Reset() // a restart with an empty store
+		if _, ended := outcome(t, s, publications("b", 1)); ended == nil {
+			t.Fatal("the session did not end")
+		}
+		s.Close()
+		dial(t, conn, d)
+		if g := c.Attributes("cse-in/gw1/thermostat"); g == nil || fmt.Sprint(g["mid"]) != want {
+			t.Errorf("group made again: %v", g)
+		}
+	})
 }
 
 func TestNonBlockingRequests(t *testing.T) {
