@@ -4,6 +4,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net"
+	"strings"
 
 	"github.com/drawbridge/drawbridge/northbound/northtest"
 )
@@ -97,12 +98,16 @@ topic = "{kind}"
 [[downlink]]
 name = "set"
 from = "cloud"
-topic = "{device}/set"
+topic = "cmd/set/{device}"
 resource = "/set"
 `
-	h.configure(base, down, section("ae_per_device = true"))
+	h.configure(base, section(""))
 	h.start()
-	h.brings("onem2m-subscription-refused", "connector cloud", func() {}, func() { h.reload(base, down, section("")) })
+	eventually(h, "the gateway's AE to be there", func() bool { return cse.Has("cse-in/gw1") })
+	cse.Put("gw1/cmd", map[string]any{"rn": "set", "con": "somebody else's"}) // no container, so nothing can be followed in it
+	h.brings("onem2m-subscription-refused", "connector cloud",
+		func() { h.reload(base, down, section("")) },
+		func() { h.reload(base, strings.Replace(down, "cmd/set", "cmd/point", 1), section("")) })
 	h.brings("group-refused", "connector cloud", func() {
 		h.reload(base, section("ae_per_device = true\ngroups = [\"meter\"]"))
 		eventually(h, "the gateway's AE to be there", func() bool { return cse.Has("cse-in/gw1") })
