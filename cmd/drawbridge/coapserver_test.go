@@ -36,7 +36,7 @@ func TestSleepyDeviceGetsItsCommandAfterAKill(t *testing.T) {
 func TestObservedDeviceReportsToTheCloud(t *testing.T) {
 	s := newSite(t)
 	listen := freePort("udp", "0")
-	s.extra = fmt.Sprintf("[listener.observing]\ntype = \"coap\"\nlisten = %q\nsecurity = [\"psk\"]\nkey = \"identity\"\nobserve = [\"/sensors/level\", \"/secrets\"]\n", listen)
+	s.extra = fmt.Sprintf("[listener.observing]\ntype = \"coap\"\nlisten = %q\nsecurity = [\"psk\"]\nkey = \"identity\"\nobserve = [\"/sensors/level\"]\n", listen)
 	s.configure()
 	s.certify()
 	s.startCloud()

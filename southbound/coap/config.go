@@ -141,6 +141,8 @@ func (c *Config) Check(s *config.Scope) {
 			s.Errorf(key, "observe: %q is not a resource", resource).Hint = `for example observe = ["/sensors/temp"]`
 		case slices.Contains(c.Observe[:i], resource):
 			s.Errorf(key, "observe: %q is there twice", resource)
+		case !s.Reportable(resource):
+			s.Errorf(key, "observe: no rule lets a device report on %q", resource).Hint = fmt.Sprintf("write an [[allow]] with op = \"report\" and resources = [%q]", resource)
 		}
 	}
 	positive := func(key string, ok bool) {

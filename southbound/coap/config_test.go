@@ -27,9 +27,16 @@ listen    = ":5684"
 security  = ["psk", "x509"]
 key       = "identity"
 device_ca = "CA"
+observe   = ["/sensors/temp", "/sensors/a/b", "/level"]
+[[allow]]
+op = "report"
+resources = ["/sensors/{rest...}", "/{x}"]
 `)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(c.Observe) != 3 {
+		t.Errorf("observe %q", c.Observe)
 	}
 	if !c.ConnectionID || c.MaxPayload != 64<<10 || c.Transport != "udp" {
 		t.Errorf("%+v", c)
@@ -45,20 +52,21 @@ func TestBadConfigurations(t *testing.T) {
 		`security = ["psc"]`:  "\"psc\" is not one of",
 		`security = []`:       "security: there is none",
 		`security = ["none"]`: "security \"none\" is only allowed on loopback",
-		"security = [\"none\", \"psk\"]\nlisten=\"127.0.0.1:1\"":                  "\"none\" stands alone",
-		`security = ["psk", "psk"]`:                                               "\"psk\" is there twice",
-		`security = ["x509"]`:                                                     "security \"x509\" needs a key",
-		"security = [\"x509\"]\nkey = \"identity\"":                               "security \"x509\" needs device_ca",
-		"security = [\"psk\"]\nsuites = [\"TLS_PSK_WITH_AES_128_CCM8\"]":          "did you mean \"TLS_PSK_WITH_AES_128_CCM",
-		"security = [\"psk\"]\ntransport = \"tcp\"":                               "security \"psk\" is only spoken over udp",
-		"security = [\"psk\"]\nmax_payload = \"0\"":                               "max_payload: must be more than 0",
-		"security = [\"psk\"]\nstate_key = \"other\"":                             "other",
-		"security = [\"psk\"]\necdhe = \"tpm\"":                                   "\"tpm\" is not one of",
-		"security = [\"psk\"]\necdhe = \"chip\"":                                  "ecdhe = \"chip\" needs a key",
-		"security = [\"psk\"]\nkey = \"soft\"\necdhe = \"chip\"":                  "the key \"soft\" lives in a file, not in a chip",
-		"security = [\"psk\"]\nlisten = \"5684\"":                                 "listen:",
-		"security = [\"psk\"]\nobserve = [\"sensors/temp\"]":                      "\"sensors/temp\" is not a resource",
-		"security = [\"psk\"]\nobserve = [\"/a\", \"/a\"]":                        "\"/a\" is there twice",
+		"security = [\"none\", \"psk\"]\nlisten=\"127.0.0.1:1\"":         "\"none\" stands alone",
+		`security = ["psk", "psk"]`:                                      "\"psk\" is there twice",
+		`security = ["x509"]`:                                            "security \"x509\" needs a key",
+		"security = [\"x509\"]\nkey = \"identity\"":                      "security \"x509\" needs device_ca",
+		"security = [\"psk\"]\nsuites = [\"TLS_PSK_WITH_AES_128_CCM8\"]": "did you mean \"TLS_PSK_WITH_AES_128_CCM",
+		"security = [\"psk\"]\ntransport = \"tcp\"":                      "security \"psk\" is only spoken over udp",
+		"security = [\"psk\"]\nmax_payload = \"0\"":                      "max_payload: must be more than 0",
+		"security = [\"psk\"]\nstate_key = \"other\"":                    "other",
+		"security = [\"psk\"]\necdhe = \"tpm\"":                          "\"tpm\" is not one of",
+		"security = [\"psk\"]\necdhe = \"chip\"":                         "ecdhe = \"chip\" needs a key",
+		"security = [\"psk\"]\nkey = \"soft\"\necdhe = \"chip\"":         "the key \"soft\" lives in a file, not in a chip",
+		"security = [\"psk\"]\nlisten = \"5684\"":                        "listen:",
+		"security = [\"psk\"]\nobserve = [\"sensors/temp\"]":             "\"sensors/temp\" is not a resource",
+		"security = [\"psk\"]\nobserve = [\"/a\", \"/a\"]":               "\"/a\" is there twice",
+		"security = [\"psk\"]\nobserve = [\"/b/c\"]\n[[allow]]\nop = \"report\"\nresources = [\"/b\", \"/b/c/{x}\", \"/b/d\"]": "no rule lets a device report on \"/b/c\"",
 		"security = [\"psk\"]\nmax_retransmit = 99":                               "max_retransmit: 99 is not from 0 to 20",
 		"security = [\"psk\"]\nsuites = [\"TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8\"]": "suites: none goes with the listener's security",
 	} {
