@@ -157,22 +157,28 @@ func TestDevicesBehindNAT(t *testing.T) {
 			}
 			defer func() { stdin.Close(); cmd.Process.Kill(); cmd.Wait() }()
 			lines := bufio.NewScanner(stdout)
-			rebindings := 20
-			if !cid {
-				rebindings = 3
+			// enough tells whether there were rebindings enough. The NAT forgets in its own time, so some rounds make none.
+			enough := func(handshakes int) bool {
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				return cid && g.rebound >= 20 || !cid && handshakes >= 4
 			}
-			for i := range rebindings + 1 {
+			reports, handshakes := 0, 0
+			for ; !enough(handshakes); reports++ {
+				if reports == 200 {
+					t.Fatalf("after %d rounds there were not rebindings enough: %d handshakes", reports, handshakes)
+				}
+				i := reports
 				io.WriteString(stdin, fmt.Sprintf("%d\n", i))
 				var code string
-				var handshakes int
 				for lines.Scan() {
 					if rest, ok := strings.CutPrefix(lines.Text(), "answer "); ok {
 						fmt.Sscan(rest, &code, &handshakes)
 						break
 					}
 				}
-				if code != "2.04" || cid && handshakes != 1 || !cid && handshakes < i+1 {
-					t.Fatalf("after %d rebindings: %q, %d handshakes", i, code, handshakes)
+				if code != "2.04" || cid && handshakes != 1 {
+					t.Fatalf("report %d: %q, %d handshakes", i, code, handshakes)
 				}
 				// MASQUERADE forgets its mappings when the link goes down; the next one gets another port.
 				n.run(n.ip, "-n", nat, "link", "set", "out", "down")
@@ -180,11 +186,7 @@ func TestDevicesBehindNAT(t *testing.T) {
 			}
 			g.mu.Lock()
 			defer g.mu.Unlock()
-			// By chance a new mapping may get the port of the old one.
-			if cid && g.rebound < rebindings-1 {
-				t.Errorf("the listener saw %d new addresses after %d rebindings", g.rebound, rebindings)
-			}
-			for i := range rebindings + 1 {
+			for i := range reports {
 				if n := g.took[fmt.Sprint(i)]; n == 0 || cid && n != 1 {
 					t.Errorf("report %d was taken %d times", i, n)
 				}
