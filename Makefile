@@ -45,6 +45,7 @@ bench: ## speed and memory, as ratios against a peer in the same run; PKG=./dir 
 
 prove: ## the heavy proofs: kills, power cuts, floods; one line per claim
 	DRAWBRIDGE_PROVE=1 go test -p 1 -count 1 -timeout 90m -run '^TestProve' -v $(or $(PKG),./...) | grep -E 'prove: |^(---|ok|FAIL|panic)'
+	@[ -n "$(PKG)" ] || packaging/emulate
 
 package: ## deb and rpm for this machine's architecture, into dist/
 	packaging/build

@@ -81,7 +81,7 @@ func TestScriptsParse(t *testing.T) {
 	for _, s := range scripts {
 		run(t, "sh", "-n", s)
 	}
-	for _, s := range []string{"build", "boot", "inspect"} {
+	for _, s := range []string{"build", "boot", "inspect", "emulate"} {
 		run(t, "bash", "-n", s)
 	}
 }
@@ -118,5 +118,46 @@ func TestTheDashboardShowsMetricsThatThereAre(t *testing.T) {
 	}
 	if shown < 15 {
 		t.Errorf("%d metrics", shown)
+	}
+}
+
+// No engine builds the image here, so its definition is held to what the package and the unit say.
+func TestTheContainerIsLikeThePackage(t *testing.T) {
+	read := func(name string) string {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	image, unit, list := read("Containerfile"), read("files/drawbridge.service"), read("nfpm.yaml")
+	image = image[strings.LastIndex(image, "\nFROM "):] // the stage that is shipped
+	word := func(text, pattern string) string {
+		m := regexp.MustCompile(`(?m)^` + pattern).FindStringSubmatch(text)
+		if m == nil {
+			t.Fatalf("there is no line %q", pattern)
+		}
+		return m[1]
+	}
+	program := word(image, `ENTRYPOINT \["(.*)"\]$`)
+	if run := word(image, `CMD \["(.*)"\]$`); program+" "+run != word(unit, `ExecStart=(.*)$`) {
+		t.Errorf("it runs %s %s, the unit does not", program, run)
+	}
+	if !strings.Contains(list, "dst: "+program+",") || !strings.Contains(image, " /drawbridge "+program+"\n") {
+		t.Errorf("%s is not where the package has it", program)
+	}
+	if user := word(image, `USER ([0-9]+):[0-9]+$`); user == "0" {
+		t.Error("it runs as root")
+	}
+	for _, dir := range []string{"/var/lib/" + word(unit, `StateDirectory=(.*)$`), "/run/" + word(unit, `RuntimeDirectory=(.*)$`)} {
+		if !strings.Contains(word(image, `VOLUME (.*)$`), `"`+dir+`"`) {
+			t.Errorf("with a read-only root it cannot write to %s", dir)
+		}
+		if !regexp.MustCompile(`COPY --from=build --chown=65532:65532 /state ` + dir + `\n`).MatchString(image) {
+			t.Errorf("%s is not its own", dir)
+		}
+	}
+	if !strings.Contains(image, "ca-certificates") {
+		t.Error("it trusts no cloud")
 	}
 }
