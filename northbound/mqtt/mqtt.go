@@ -6,6 +6,7 @@
 //   - a topic goes over the wire once where the broker takes topic aliases; after that its number does;
 //   - what the broker said in CONNACK is honoured: what it could only refuse is refused here, for that publication alone;
 //   - a publication from the broker is acknowledged after it is settled, in order of arrival, and commands on one topic do not overtake each other;
+//   - a token that is shown as the password is shown anew, in another session, before it ends;
 //   - a dead connection, and a broker that confirms nothing, end the session within bounds: nothing waits for ever;
 //   - after Close no goroutine of the session is left.
 //

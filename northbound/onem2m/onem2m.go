@@ -7,6 +7,8 @@
 //   - a conflict is no failure; what the CSE may do later is tried again; what it refuses for good is permanent, for that publication alone;
 //   - what others put into the containers that routes wait for is delivered in the order of its creation, also what came while the gateway was
 //     away. Notifications only say where to look: repeated, reordered and lost ones do no harm;
+//   - with an AE for each device, one whose credential is missing or whose registration is refused keeps no other out;
+//   - where the M2M-SP-ID is known, both certificates are held to the profile of TS-0003: ours names the AE-ID, the CSE's the CSE-ID;
 //   - after Close no goroutine of the session is left.
 //
 // Content is a string: JSON and text as they are, anything else in base64, as contentInfo says. Topics that the file says become flexContainers
