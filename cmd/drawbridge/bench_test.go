@@ -83,12 +83,14 @@ func BenchmarkBesideMosquittoBridge(b *testing.B) {
 }
 
 // startBridge starts a mosquitto that does what the gateway would: TLS and passwords for devices, a bridge with certificates to the cloud.
-func (s *site) startBridge() {
+func (s *site) startBridge() { s.startBridgeWith(benchDevices, "persistence false") }
+
+func (s *site) startBridgeWith(devices int, persistence string) {
 	s.t.Helper()
 	_, port, _ := net.SplitHostPort(s.mqtt)
 	passwords := s.path("passwords")
 	s.write("passwords", "")
-	for i := range benchDevices {
+	for i := range devices {
 		mustRun(s.t, "mosquitto_passwd", "-H", "sha512", "-I", "1", "-b", passwords, fmt.Sprintf("m-%d", i), fmt.Sprintf("secret-of-m-%d", i))
 	}
 	s.write("bridge.conf", fmt.Sprintf(`listener %s 127.0.0.1
@@ -96,7 +98,7 @@ certfile %s
 keyfile %s
 password_file %s
 allow_anonymous false
-persistence false
+%s
 user root
 max_queued_messages 0
 max_inflight_messages 2000
@@ -108,7 +110,7 @@ bridge_certfile %s
 bridge_keyfile %s
 bridge_protocol_version mqttv50
 topic sensors/# out 1
-`, port, s.path("localhost.crt"), s.path("localhost.key"), passwords,
+`, port, s.path("localhost.crt"), s.path("localhost.key"), passwords, persistence,
 		strings.Replace(s.cloud, "127.0.0.1", "localhost", 1), s.path("ca.crt"), s.path("person.crt"), s.path("person.key")))
 	s.gateway = start(s.t, "mosquitto", "-c", s.path("bridge.conf"))
 	s.listening(s.mqtt)
