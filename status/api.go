@@ -116,19 +116,27 @@ type DeviceList struct {
 func listDevices(from DeviceLister, search string, offset, limit int) DeviceList {
 	search = strings.ToLower(search)
 	holds := func(s string) bool { return strings.Contains(strings.ToLower(s), search) }
+	start := max(0, offset)
+	end := start + min(cmp.Or(max(0, limit), 100), 1000)
 	var list DeviceList
+	// Of ten thousand devices only as many are kept as may be on the page.
+	keep := func(most int) {
+		slices.SortFunc(list.Devices, func(a, b southbound.DeviceInfo) int {
+			return cmp.Or(cmp.Compare(a.Device, b.Device), cmp.Compare(a.Listener, b.Listener), cmp.Compare(a.Address, b.Address))
+		})
+		list.Devices = list.Devices[:min(most, len(list.Devices))]
+	}
 	for d := range from.Devices {
-		if search == "" || holds(d.Device) || holds(d.Listener) || holds(d.Address) || holds(d.Protocol) || slices.ContainsFunc(d.Groups, holds) {
-			list.Devices = append(list.Devices, d)
+		if search != "" && !holds(d.Device) && !holds(d.Listener) && !holds(d.Address) && !holds(d.Protocol) && !slices.ContainsFunc(d.Groups, holds) {
+			continue
+		}
+		list.Total++
+		if list.Devices = append(list.Devices, d); len(list.Devices)/2 > end {
+			keep(end)
 		}
 	}
-	slices.SortFunc(list.Devices, func(a, b southbound.DeviceInfo) int {
-		return cmp.Or(cmp.Compare(a.Device, b.Device), cmp.Compare(a.Listener, b.Listener), cmp.Compare(a.Address, b.Address))
-	})
-	list.Total = len(list.Devices)
-	start := min(max(0, offset), list.Total)
-	end := min(start+min(cmp.Or(max(0, limit), 100), 1000), list.Total)
-	list.Devices = append([]southbound.DeviceInfo{}, list.Devices[start:end]...)
+	keep(end)
+	list.Devices = append([]southbound.DeviceInfo{}, list.Devices[min(start, len(list.Devices)):]...)
 	return list
 }
 

@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,22 +42,25 @@ func (h *house) halfway(address string) {
 	h.Helper()
 	to, err := net.ResolveUDPAddr("udp", address)
 	if err != nil {
-		h.Fatal(err)
+		h.Error(err)
+		return
 	}
 	c, err := net.DialUDP("udp", nil, to)
 	if err != nil {
-		h.Fatal(err)
+		h.Error(err)
+		return
 	}
 	defer c.Close()
 	d, err := dtls.ClientWithOptions(&mute{UDPConn: c}, to, dtls.WithPSK(func([]byte) ([]byte, error) { return []byte("0123456789abcdef"), nil }),
 		dtls.WithPSKIdentityHint([]byte("th-1")), dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_GCM_SHA256))
 	if err != nil {
-		h.Fatal(err)
+		h.Error(err)
+		return
 	}
 	ctx, cancel := context.WithTimeout(h.Context(), 300*time.Millisecond)
 	defer cancel()
 	if d.HandshakeContext(ctx) == nil {
-		h.Fatal("the handshake has succeeded")
+		h.Error("the handshake has succeeded")
 	}
 	d.Close()
 }
@@ -77,9 +81,11 @@ func (h *house) coapFails() {
 
 	h.brings("coap-handshakes-full", "listener field", func() {
 		address := h.at("field")
+		var wg sync.WaitGroup
 		for range 3 {
-			go h.halfway(address)
+			wg.Go(func() { h.halfway(address) })
 		}
+		wg.Wait()
 	}, func() {})
 
 	h.brings("coap-credentials-refused", "listener field", func() {
