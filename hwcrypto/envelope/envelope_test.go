@@ -255,3 +255,35 @@ func TestRFC9052Signature(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// FuzzHeaders reads headers as they may stand in what is authentic: whoever shares the key may still write them wrongly.
+func FuzzHeaders(f *testing.F) {
+	f.Add([]byte(`{"alg":"dir","iat":1800000000,"exp":1e300,"jti":"x"}`))
+	f.Add([]byte(`{"iat":-1}`))
+	f.Add([]byte{0xa3, 0x01, 0x26, 0x03, 0x18, 0x32, 0x0f, 0xa2, 0x06, 0x1a, 0x6b, 0x49, 0xd2, 0x00, 0x04, 0xfb, 0x7f, 0xf8, 0, 0, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, open := range []func() (msg.Envelope, error){
+			func() (msg.Envelope, error) {
+				var h joseHeader
+				if json.Unmarshal(b, &h) != nil {
+					return msg.Envelope{}, ErrOpen
+				}
+				return h.open(nil)
+			},
+			func() (msg.Envelope, error) {
+				var h protected
+				if !decode(b, &h) {
+					return msg.Envelope{}, ErrOpen
+				}
+				return h.open(nil)
+			},
+		} {
+			e, err := open()
+			for _, at := range []time.Time{e.Time, e.Expires} {
+				if err == nil && !at.IsZero() && (at.Before(time.Unix(0, 0)) || at.UTC().Year() > 9999) {
+					t.Errorf("%v", at)
+				}
+			}
+		}
+	})
+}
