@@ -161,7 +161,7 @@ func (d *device) publish(l *listener, k *command, m *msg.Message) (here, ready i
 	k.copies.Store(1) // held until all have been told
 	for _, s := range sessions {
 		s.mu.Lock()
-		if s.conn != nil && s.conn.l == l {
+		if s.conn != nil && s.conn.l == l && s.conn.end.Load() == nil {
 			here++
 			sleepy = sleepy || s.conn.ident.Load().Sleepy
 			if level, ids, ok := s.hears(k.topic); ok {

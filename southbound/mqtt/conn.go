@@ -210,10 +210,10 @@ func (c *conn) read(buf []byte) error {
 			return e
 		}
 		n, err := c.fill(buf, big)
+		if e := c.end.Load(); e != nil { // what has come since counts no more
+			return e
+		}
 		if n == 0 && err != nil {
-			if e := c.end.Load(); e != nil {
-				return e
-			}
 			if !c.cooling || !errors.Is(err, os.ErrDeadlineExceeded) {
 				return err
 			}
