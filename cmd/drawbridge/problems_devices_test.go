@@ -79,14 +79,18 @@ func (h *house) coapFails() {
 
 	h.brings("coap-associations-not-kept", "listener field", func() {}, func() { h.reload(section, device, field("state_key = \"identity\""), line) })
 
-	h.brings("coap-handshakes-full", "listener field", func() {
-		address := h.at("field")
+	// Devices that begin and never finish, again and again: what a slow machine makes of one of them does not matter.
+	address := h.at("field")
+	calm := h.meanwhile(func() {
 		var wg sync.WaitGroup
-		for range 3 {
+		for range 4 {
 			wg.Go(func() { h.halfway(address) })
 		}
 		wg.Wait()
-	}, func() {})
+	})
+	full := h.appears("coap-handshakes-full", "listener field")
+	calm()
+	h.goes(full)
 
 	h.brings("coap-credentials-refused", "listener field", func() {
 		ctx, cancel := context.WithTimeout(h.Context(), 10*time.Second)
