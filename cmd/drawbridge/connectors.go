@@ -12,7 +12,7 @@ import (
 func (a *app) connectorsVerb() *cobra.Command {
 	return &cobra.Command{
 		Use:   "connectors [TYPE]",
-		Short: "List the types of connector that are built in, or show an example of one",
+		Short: "List the types of connector that are built in, with the least that each needs, or show all of one",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			built := kinds().connectors
@@ -31,8 +31,17 @@ func (a *app) connectorsVerb() *cobra.Command {
 				_, err := fmt.Fprint(a.out, text)
 				return err
 			}
-			for _, t := range slices.Sorted(maps.Keys(built)) {
-				if _, err := fmt.Fprintf(a.out, "%-10s %s\n", t, built[t].About); err != nil {
+			for i, t := range slices.Sorted(maps.Keys(built)) {
+				text := fmt.Sprintf("%-10s %s\n", t, built[t].About)
+				if i > 0 {
+					text = "\n" + text
+				}
+				for line := range strings.Lines(built[t].Example) {
+					if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+						text += "    " + line + "\n"
+					}
+				}
+				if _, err := fmt.Fprint(a.out, text); err != nil {
 					return err
 				}
 			}
