@@ -193,6 +193,28 @@ func TestDamageIsPassedOverAndCounted(t *testing.T) {
 	}
 }
 
+func TestDamageThatTakesTheOnlyCheckpointIsCounted(t *testing.T) {
+	d, o := newMemDisk(), Options{Segment: 64 << 10}
+	s := openMem(t, d, o)
+	for n := range 10 {
+		mustPut(t, s, Normal, numbered(n, 100, "a"))
+	}
+	crashed := d.image(cutAll, newRand(1))
+	s.Close()
+	for _, f := range crashed.dirs["normal"].files {
+		f.now[page+frameHead] ^= 1
+	}
+	s = openMem(t, crashed, o)
+	defer s.Close()
+	if got := drain(t, s, "a"); len(got) != 9 || got[0] != 1 {
+		t.Errorf("%v", got)
+	}
+	balance(t, s)
+	if lost := s.Stats().Lost; lost != 1 {
+		t.Errorf("%d lost", lost)
+	}
+}
+
 func TestLaterVersionIsRefused(t *testing.T) {
 	d := newMemDisk()
 	s := openMem(t, d, Options{})

@@ -14,7 +14,8 @@ type recovery struct {
 	side  map[string][]*segment
 	next  uint64 // sequence that the next frame should begin with; 0 before the first
 	holes []span
-	fresh bool // records came after the newest checkpoint
+	told  bool // a checkpoint was read
+	fresh bool // records came after the newest
 	lines [][]*line
 }
 
@@ -53,6 +54,9 @@ func (l *log) recover() error {
 			if cur.pending > 0 {
 				low = min(low, max(cur.floor, cur.moved))
 			}
+		}
+		if !rec.told {
+			low = h.first - 1 // the checkpoint is gone too: nobody knows for whom they were
 		}
 		if low < h.last {
 			l.hole(max(h.first, low+1), h.last)
@@ -179,7 +183,7 @@ func (rec *recovery) roll(i int) {
 		if f.checkpoint > 0 {
 			if c, ok := parseCheckpoint(body[f.body-f.checkpoint:]); ok {
 				l.restore(&c)
-				rec.fresh = false
+				rec.told, rec.fresh = true, false
 			}
 		}
 		rec.records(f, body)
