@@ -25,10 +25,12 @@ func (r *rig) budgeted(c *cloud, w *wire, b config.Budget) {
 	for _, priority := range []string{"low", "normal", "high"} {
 		cfg.Uplinks = append(cfg.Uplinks, &config.Uplink{Name: priority, Resource: "/p/" + priority, Topic: "p/" + priority, To: []string{"cloud"}, QoS: 1, Priority: priority})
 	}
-	c.take = func(msg.Publication) error {
-		w.octets.Add(1000)
-		return nil
-	}
+	c.set(func(c *cloud) {
+		c.take = func(msg.Publication) error {
+			w.octets.Add(1000)
+			return nil
+		}
+	})
 	r.Swap(Setup{Table: r.table(cfg), Policy: rules{}, Connectors: map[string]northbound.Connector{"cloud": c}, Budgets: map[string]Budget{"cloud": {b, w}}})
 }
 
