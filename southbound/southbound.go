@@ -111,7 +111,7 @@ type Env struct {
 	Bound  func(a net.Addr)                      // to be called once the address is bound; may be nil
 	Awake  func(dev string)                      // to be called when a device that may have commands waiting has spoken or subscribed; cheap, never blocks; may be nil
 	Socket func() (net.Listener, net.PacketConn) // a socket handed over by systemd for this listener, else nils; may be nil
-	Alive  func()                                // to be called every second or more often from within the locks that what devices send has to pass: a listener that falls silent is wedged; may be nil
+	Alive  func()                                // to be called every second or more often, once it is bound, from within the locks that what devices send has to pass: a listener that falls silent is wedged; may be nil
 }
 
 // Kind is one type of listener: an entry of kinds.go.

@@ -142,6 +142,7 @@ func (l *listener) isBound(a net.Addr) {
 	l.mu.Lock()
 	l.address, l.failure = a.String(), nil
 	l.mu.Unlock()
+	l.alive() // from here on it has to say so itself
 	l.once.Do(func() { close(l.bound) })
 }
 

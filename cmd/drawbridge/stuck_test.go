@@ -39,7 +39,6 @@ func (l *plantedListener) Serve(ctx context.Context, up southbound.Uplink) error
 	l.env.Bound(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1})
 	// Where it is routed somewhere, there is something to send.
 	_ = southbound.Accept(ctx, up, &msg.Message{Device: "anonymous", Method: "POST", Resource: "/sensors/temp", Payload: []byte("21.5")})
-	l.env.Alive()
 	var mu sync.Mutex
 	for tick := time.NewTicker(100 * time.Millisecond); ; {
 		select {
