@@ -57,7 +57,7 @@ func (h *house) halfway(address string) {
 		h.Error(err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(h.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(h.Context(), time.Second)
 	defer cancel()
 	if d.HandshakeContext(ctx) == nil {
 		h.Error("the handshake has succeeded")
