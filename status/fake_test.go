@@ -193,6 +193,7 @@ func well() *gateway {
 		Keys: []Key{{Name: "identity", Subject: "CN=plant7-gw1", Issuer: "CN=Plant 7 CA", Ends: noon.Add(212 * 24 * time.Hour),
 			Info: hwcrypto.Info{URI: "tpm:name=identity", Where: "TPM 2.0 (IBM SW TPM)", Algorithm: hwcrypto.ECDSAP256, Hardware: true, Fingerprint: "5be2",
 				Attributes: map[string]string{"fixedTPM": "true", "sensitiveDataOrigin": "true"}}}},
+		PSKs:  PSKs{Chip: 2, Sealed: 40, Plain: 1},
 		Chips: []hwcrypto.QueueStats{{Chip: "tpm:/dev/tpmrm0", Done: 112, Failed: 1, Latency: 21 * time.Millisecond, Histogram: []uint64{0, 0, 0, 0, 0, 2, 10, 90, 10, 0, 0, 0, 0, 0, 1}}},
 	}
 	return g

@@ -12,6 +12,7 @@
 package status
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/drawbridge/drawbridge/bridge/spool"
@@ -38,6 +39,7 @@ type Snapshot struct {
 	Spool      spool.Stats           `json:"spool"`      // the queue on disk
 	Ledger     []spool.Tally         `json:"ledger"`     // accepted = delivered + expired + dead + pending, for each route and connector
 	Keys       []Key                 `json:"keys"`       // by name
+	PSKs       PSKs                  `json:"psks"`       // where devices' pre-shared keys live
 	Chips      []hwcrypto.QueueStats `json:"chips"`      // the signing queue of each chip
 }
 
@@ -51,6 +53,22 @@ type Gateway struct {
 	StateBytes int64     `json:"state_bytes"`       // size of the state directory on disk
 	RSSBytes   int64     `json:"rss_bytes"`         // memory of the process that is resident
 	Ready      bool      `json:"ready"`             // every listener is bound
+}
+
+// PSKs counts the devices that have a pre-shared key, by where it lives.
+type PSKs struct {
+	Chip   int `json:"chip"`   // in a chip, which computes with it: never in this process's memory
+	Sealed int `json:"sealed"` // sealed by a chip; in memory for the device's handshakes alone
+	Plain  int `json:"plain"`  // in a file or credential; in memory for the device's handshakes alone
+}
+
+// String says so in a sentence; it is empty where there are none.
+func (p PSKs) String() string {
+	if p == (PSKs{}) {
+		return ""
+	}
+	return fmt.Sprintf("pre-shared keys of devices: %d in a chip, which computes with them; %d sealed by a chip and %d in files or credentials, each in memory for its handshakes alone",
+		p.Chip, p.Sealed, p.Plain)
 }
 
 // DeviceCount is how many devices there are.

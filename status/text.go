@@ -45,6 +45,9 @@ func (s *Snapshot) WriteText(w io.Writer) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", k.Name, where, k.Info.Algorithm, cmp.Or(k.Subject, "none"), k.ends(s.Time))
 	})
+	if said := s.PSKs.String(); said != "" {
+		fmt.Fprintf(b, "\n%s\n", said)
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }

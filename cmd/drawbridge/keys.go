@@ -20,6 +20,7 @@ import (
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
+	"github.com/drawbridge/drawbridge/status"
 )
 
 func (a *app) keysVerb() *cobra.Command {
@@ -174,25 +175,20 @@ func pskKeys(cfg *config.Config) map[string]bool {
 	return names
 }
 
-// pskWhere says of the devices' pre-shared keys which ones are ever in our memory; empty where there are none.
-func pskWhere(cfg *config.Config) string {
-	sealed, plain, chip := 0, 0, 0
+// pskWhere says where the devices' pre-shared keys live.
+func pskWhere(cfg *config.Config) (where status.PSKs) {
 	for _, d := range cfg.Devices {
 		switch scheme, _, _ := strings.Cut(string(d.PSK), ":"); scheme {
 		case "":
 		case "key":
-			chip++
+			where.Chip++
 		case "sealed":
-			sealed++
+			where.Sealed++
 		default:
-			plain++
+			where.Plain++
 		}
 	}
-	if sealed+plain+chip == 0 {
-		return ""
-	}
-	return fmt.Sprintf("pre-shared keys of devices: %d in a chip, which computes with them; %d sealed by a chip and %d in files or credentials, each in memory for its handshakes alone",
-		chip, sealed, plain)
+	return where
 }
 
 func (a *app) keysAttest() *cobra.Command {
@@ -352,8 +348,10 @@ func (a *app) keysList(ctx context.Context, asJSON bool) error {
 				fmt.Fprintf(a.out, "%s: %s\n", k.Name, weak)
 			}
 		}
-		if cfg, _, err := load(a.config(), kinds()); err == nil && pskWhere(cfg) != "" {
-			fmt.Fprintln(a.out, pskWhere(cfg))
+		if cfg, _, err := load(a.config(), kinds()); err == nil {
+			if said := pskWhere(cfg).String(); said != "" {
+				fmt.Fprintln(a.out, said)
+			}
 		}
 		if broken {
 			return no()

@@ -116,6 +116,7 @@ func (s *source) Snapshot() status.Snapshot {
 		Spool:    b.Spool,
 		Ledger:   b.Ledger,
 		Chips:    s.gateway.keys.Queues(),
+		PSKs:     pskWhere(p.cfg),
 	}
 	snap.Outcomes = map[string]int64{"accepted": b.Accepted, "filtered": b.Filtered}
 	maps.Copy(snap.Outcomes, b.Refused)
