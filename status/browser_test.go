@@ -19,6 +19,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/drawbridge/drawbridge/southbound"
+	"github.com/drawbridge/drawbridge/status/pagetest"
 )
 
 // browser starts a real browser.
@@ -126,7 +127,7 @@ func TestScreenshots(t *testing.T) {
 	page, _ := startBusy(t)
 	s := newSite(t)
 	closed, _ := startOpen(t, s, Login{Password: password("x"), Issuer: &Issuer{Name: "plant"}})
-	ctx := browser(t, chromedp.Flag("ignore-certificate-errors-spki-list", s.spki))
+	ctx := browser(t, pagetest.Trusting(t, s.cert.Certificate[0]))
 	for _, c := range []struct {
 		name, scheme, lang string
 		width              int64
@@ -291,48 +292,14 @@ func TestThePageFitsANarrowScreen(t *testing.T) {
 	}
 }
 
-// packages gives a directory with the npm packages of testdata/npm, and what else lies there.
-func packages(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS("testdata/npm")); err != nil {
-		t.Fatal(err)
-	}
-	ci := exec.CommandContext(t.Context(), "npm", "ci", "--silent", "--no-fund", "--no-audit", "--ignore-scripts")
-	ci.Dir = dir
-	if out, err := ci.CombinedOutput(); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("npm ci: %v\n%s", err, out)
-		}
-		t.Skip("no npm packages")
-	}
-	return dir
-}
-
-// axe gives the accessibility checker axe-core.
-func axe(t *testing.T) string {
-	t.Helper()
-	dir := packages(t)
-	script, err := os.ReadFile(filepath.Join(dir, "node_modules/axe-core/axe.min.js"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(script)
-}
-
 func TestEverybodyCanUseThePage(t *testing.T) {
-	script := axe(t)
+	tools := pagetest.Install(t)
 	page, _ := startBusy(t)
 	ctx := browser(t)
 	for _, look := range []string{"light", "dark"} {
 		for _, sh := range sheets {
 			do(t, ctx, scheme(look), chromedp.EmulateViewport(1280, 900), chromedp.Navigate(page+sh.path))
-			if _, err := chromedp.Run(ctx, chromedp.Evaluate[bool](script+"; true")); err != nil {
-				t.Fatal(err)
-			}
-			faults, err := chromedp.Run(ctx, chromedp.Evaluate[[]string](`axe.run().then(r => r.violations
-				.filter(v => v.impact === "serious" || v.impact === "critical")
-				.map(v => v.id + ": " + v.nodes.map(n => n.html.slice(0, 120) + " " + n.failureSummary).join(" | ")))`, chromedp.EvalAwaitPromise))
+			faults, err := tools.Faults(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}

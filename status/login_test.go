@@ -1,17 +1,13 @@
 package status
 
 import (
-	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/base64"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"math/big"
@@ -19,10 +15,6 @@ import (
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -31,13 +23,13 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/status/pagetest"
 )
 
 // site is a server certificate for 127.0.0.1 with whoever trusts it.
 type site struct {
 	cert tls.Certificate
 	pool *x509.CertPool
-	spki string // base64 of the key's SHA-256, for browsers
 }
 
 func newSite(t *testing.T) *site {
@@ -59,8 +51,6 @@ func newSite(t *testing.T) *site {
 	}
 	s := &site{cert: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, pool: x509.NewCertPool()}
 	s.pool.AddCert(leaf)
-	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	s.spki = base64.StdEncoding.EncodeToString(sum[:])
 	return s
 }
 
@@ -329,53 +319,14 @@ func TestRolesOfAClaim(t *testing.T) {
 	}
 }
 
-// issuer starts oidc-provider, which knows the gateway by the redirect.
-func issuer(t *testing.T, s *site, redirect string) string {
-	t.Helper()
-	dir := packages(t)
-	key, err := x509.MarshalPKCS8PrivateKey(s.cert.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, data := range map[string][]byte{
-		"server.crt": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Certificate[0]}),
-		"server.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
-	cmd := exec.CommandContext(t.Context(), "node", "issuer.mjs", dir, strconv.Itoa(port), redirect)
-	cmd.Dir = dir
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
-		t.Fatalf("issuer: %q, %v", line, err)
-	}
-	return fmt.Sprintf("https://127.0.0.1:%d", port)
-}
-
 func TestLogInAtAnIssuerInABrowser(t *testing.T) {
 	s := newSite(t)
 	way := &Issuer{Name: "plant", ClientID: "gateway", Roles: "realm.roles", Client: s.client()}
 	page, g := startOpen(t, s, Login{Issuer: way}, func(o *Options) { o.Now = time.Now })
-	way.URL = issuer(t, s, page+"/login/callback")
-	ctx := browser(t, chromedp.Flag("ignore-certificate-errors-spki-list", s.spki))
+	issuer := pagetest.Install(t).Issuer(t, s.cert)
+	issuer.Serve(page + "/login/callback")
+	way.URL = issuer.URL
+	ctx := browser(t, pagetest.Trusting(t, s.cert.Certificate[0]))
 	// as logs a person in at the issuer, whose forms these are: log-in, consent.
 	as := func(person string) {
 		t.Helper()
