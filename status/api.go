@@ -119,23 +119,29 @@ func listDevices(from DeviceLister, search string, offset, limit int) DeviceList
 	start := max(0, offset)
 	end := start + min(cmp.Or(max(0, limit), 100), 1000)
 	var list DeviceList
-	// Of ten thousand devices only as many are kept as may be on the page.
-	keep := func(most int) {
-		slices.SortFunc(list.Devices, func(a, b southbound.DeviceInfo) int {
-			return cmp.Or(cmp.Compare(a.Device, b.Device), cmp.Compare(a.Listener, b.Listener), cmp.Compare(a.Address, b.Address))
-		})
-		list.Devices = list.Devices[:min(most, len(list.Devices))]
+	order := func(a, b southbound.DeviceInfo) int {
+		return cmp.Or(cmp.Compare(a.Device, b.Device), cmp.Compare(a.Listener, b.Listener), cmp.Compare(a.Address, b.Address))
+	}
+	// Of ten thousand devices only as many are kept as may be on the page: once there are enough, none that comes after the last of them.
+	kept := false
+	keep := func() {
+		slices.SortFunc(list.Devices, order)
+		list.Devices = list.Devices[:min(end, len(list.Devices))]
+		kept = true
 	}
 	for d := range from.Devices {
 		if search != "" && !holds(d.Device) && !holds(d.Listener) && !holds(d.Address) && !holds(d.Protocol) && !slices.ContainsFunc(d.Groups, holds) {
 			continue
 		}
 		list.Total++
+		if kept && order(d, list.Devices[end-1]) > 0 {
+			continue
+		}
 		if list.Devices = append(list.Devices, d); len(list.Devices)/2 > end {
-			keep(end)
+			keep()
 		}
 	}
-	keep(end)
+	keep()
 	list.Devices = append([]southbound.DeviceInfo{}, list.Devices[min(start, len(list.Devices)):]...)
 	return list
 }

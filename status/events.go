@@ -28,6 +28,7 @@ func (s *Server) serveLive(w http.ResponseWriter, r *http.Request, sh sheet) {
 	fmt.Fprint(w, "retry: 2000\n\n")
 	seed := maphash.MakeSeed()
 	sent := map[string]uint64{}
+	var b bytes.Buffer
 	for {
 		_, changed := s.live.newest()
 		v := s.view(r, sh)
@@ -38,7 +39,7 @@ func (s *Server) serveLive(w http.ResponseWriter, r *http.Request, sh sheet) {
 		}
 		quiet := true
 		for _, part := range sh.parts {
-			var b bytes.Buffer
+			b.Reset()
 			if err := templates.ExecuteTemplate(&b, part, v); err != nil {
 				s.o.Log.Error("page", "part", part, "error", err)
 				return
