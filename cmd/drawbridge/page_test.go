@@ -24,10 +24,10 @@ type window struct {
 	ctx context.Context
 }
 
-func openWindow(t *testing.T) *window {
+func openWindow(t *testing.T, more ...chromedp.ExecAllocatorOption) *window {
 	t.Helper()
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), chromedp.Headless, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.NoSandbox,
-		chromedp.ExecPath(program(t, "chromium")))
+	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(more, chromedp.Headless, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.NoSandbox,
+		chromedp.ExecPath(program(t, "chromium")))...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
@@ -258,6 +258,15 @@ func (h *house) liveFigure() <-chan time.Time {
 	return moved
 }
 
+// prefers sets the reader's preference for light or dark.
+func prefers(look string) chromedp.Action[chromedp.Void] {
+	return chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: look}}})
+		return err
+	})
+}
+
 // screenshots makes pictures for a person to look at, where SCREENSHOTS names a directory.
 func (w *window) screenshots(h *house) {
 	dir := os.Getenv("SCREENSHOTS")
@@ -267,11 +276,7 @@ func (w *window) screenshots(h *house) {
 	for _, look := range []string{"light", "dark"} {
 		for _, width := range []int64{1280, 390} {
 			for _, name := range []string{"", "devices", "routes", "clouds", "keys", "dead", "log"} {
-				w.do(chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
-					_, err := cdp.Call(ctx, target, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-						Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: look}}})
-					return err
-				}), chromedp.EmulateViewport(width, 900), chromedp.Navigate(h.page+"/"+name+"?lang=en"))
+				w.do(prefers(look), chromedp.EmulateViewport(width, 900), chromedp.Navigate(h.page+"/"+name+"?lang=en"))
 				png, err := chromedp.Run(w.ctx, chromedp.FullScreenshot(100))
 				if err != nil {
 					w.Fatal(err)
