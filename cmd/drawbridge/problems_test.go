@@ -62,7 +62,7 @@ var troubles = []struct {
 // /metrics, /healthz and the log when its cause is there, and is gone from all of them when the cause is.
 func TestEveryProblemAppearsAndGoes(t *testing.T) {
 	declared := declaredCodes(t)
-	brought := []string{"unconfigured"} // TestFirstStart, which has the ports that nothing configures to itself
+	brought := []string{unconfigured.Name} // TestFirstStart, which has the ports that nothing configures to itself
 	for _, x := range troubles {
 		brought = append(brought, x.codes...)
 	}
@@ -339,41 +339,50 @@ func (h *house) again(part func(context.Context) error, look func()) {
 	}
 }
 
+func (h *house) logged() string { return h.log.text() }
+
+// asked is a gateway that can be asked in all the places.
+type asked interface {
+	get(path string) string            // from the page's address
+	verb(args ...string) (string, int) // of the command
+	logged() string
+}
+
 // tellers are the places where problems are told.
 var tellers = []struct {
 	name string
-	told func(h *house, p health.Problem) bool
+	told func(g asked, p health.Problem) bool
 }{
-	{"page", func(h *house, p health.Problem) bool {
-		return strings.Contains(h.get("/?lang=en"), `data-key="`+html.EscapeString(p.Code+" "+p.Subject)+`"`)
+	{"page", func(g asked, p health.Problem) bool {
+		return strings.Contains(g.get("/?lang=en"), `data-key="`+html.EscapeString(p.Code+" "+p.Subject)+`"`)
 	}},
-	{"drawbridge status", func(h *house, p health.Problem) bool {
-		out, _ := h.verb("status")
+	{"drawbridge status", func(g asked, p health.Problem) bool {
+		out, _ := g.verb("status")
 		line := fmt.Sprintf("\n%s: %s", p.Severity, p.Title)
 		if p.Subject != "" {
 			line += " (" + p.Subject + ")"
 		}
 		return strings.Contains(out, line+", for ")
 	}},
-	{"status.json", func(h *house, p health.Problem) bool {
+	{"status.json", func(g asked, p health.Problem) bool {
 		var s status.Snapshot
-		return json.Unmarshal([]byte(h.get("/status.json")), &s) == nil && slices.ContainsFunc(s.Problems, func(q health.Problem) bool {
+		return json.Unmarshal([]byte(g.get("/status.json")), &s) == nil && slices.ContainsFunc(s.Problems, func(q health.Problem) bool {
 			return q.Code == p.Code && q.Subject == p.Subject
 		})
 	}},
-	{"metrics", func(h *house, p health.Problem) bool {
-		return strings.Contains(h.get("/metrics"), fmt.Sprintf("drawbridge_problem{code=%q,severity=%q,subject=%q} 1\n", p.Code, p.Severity, p.Subject))
+	{"metrics", func(g asked, p health.Problem) bool {
+		return strings.Contains(g.get("/metrics"), fmt.Sprintf("drawbridge_problem{code=%q,severity=%q,subject=%q} 1\n", p.Code, p.Severity, p.Subject))
 	}},
-	{"healthz", func(h *house, p health.Problem) bool {
-		return strings.Contains(h.get("/healthz"), fmt.Sprintf("%s %s %q: %s\n", p.Severity, p.Code, p.Subject, p.Title))
+	{"healthz", func(g asked, p health.Problem) bool {
+		return strings.Contains(g.get("/healthz"), fmt.Sprintf("%s %s %q: %s\n", p.Severity, p.Code, p.Subject, p.Title))
 	}},
-	{"log", func(h *house, p health.Problem) bool {
+	{"log", func(g asked, p health.Problem) bool {
 		subject := " subject=" + p.Subject + " "
 		if p.Subject == "" || strings.Contains(p.Subject, " ") {
 			subject = fmt.Sprintf(" subject=%q", p.Subject)
 		}
 		last := ""
-		for line := range strings.Lines(h.log.text()) {
+		for line := range strings.Lines(g.logged()) {
 			line = strings.TrimSuffix(line, "\n") + " "
 			if strings.Contains(line, " problem="+p.Code+" ") && strings.Contains(line, subject) {
 				last = line
