@@ -360,4 +360,5 @@ func (l *listener) PolicyChanged() {
 		}
 		c.reconsider()
 	})
+	l.broker.rules.Add(1) // what was looked up meanwhile may be for a former identity
 }

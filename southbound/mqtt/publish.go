@@ -128,8 +128,9 @@ func (c *conn) resolve(p *packet.PublishPacket) error {
 
 // allowed brings c.topic up to date with the policy and gives the identity.
 func (c *conn) allowed() *auth.Identity {
+	g := c.l.broker.rules.Load() // before the identity, which changes first
 	id := c.ident.Load()
-	if g := c.l.broker.rules.Load(); c.topic.rules != g {
+	if c.topic.rules != g {
 		c.topic.rules = g
 		c.topic.report = c.l.env.Policy.Allowed(id, auth.Report, c.topic.resource)
 		// Topics with a $ are the server's own (section 4.7.2).
