@@ -65,6 +65,7 @@ func newToken(ctx context.Context, o Options, at place, u hwcrypto.URI) *token {
 }
 
 func (t *token) close() {
+	t.queue.Close()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.discard()

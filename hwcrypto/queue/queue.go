@@ -24,7 +24,7 @@ type Options struct {
 	Timeout time.Duration // default 10s
 }
 
-// Queue is the queue of one chip. Make it with New.
+// Queue is the queue of one chip. Make it with New, and Close it.
 type Queue struct {
 	o       Options
 	buckets []time.Duration
@@ -37,6 +37,8 @@ type Queue struct {
 	waiting map[string][]*ticket // per user, first come first
 	turn    []string             // users with waiting operations, in the order of their turns
 	stats   hwcrypto.QueueStats
+	idle    []*worker // without an operation, at most as many as may run at once
+	closed  bool
 }
 
 type ticket struct{ ready chan struct{} }
@@ -87,44 +89,40 @@ func Call[T any](ctx context.Context, q *Queue, f func(context.Context) (T, erro
 	if err := q.enter(ctx); err != nil {
 		return zero, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, q.o.Timeout, q.tooSlow)
-	defer cancel()
-	type result struct {
-		v   T
-		err error
-	}
-	done := make(chan result, 1)
-	call := &operation{q: q, begin: time.Now()}
-	go func() {
-		var r result
-		defer func() {
-			if p := recover(); p != nil {
-				r = result{err: fmt.Errorf("%s: panic in an operation: %v", q.o.Chip, p)}
-			}
-			call.returned(r.err)
-			done <- r
-		}()
-		r.v, r.err = f(ctx)
-	}()
-	// An operation that was interrupted for its time may return just before that is seen here: its time is the reason.
-	outcome := func(r result) (T, error) {
-		if r.err != nil && ctx.Err() != nil {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	v := new(T) // the operation's until it is done
+	o := &operation{cancel: cancel, done: make(chan struct{}), run: func() error {
+		var err error
+		*v, err = f(ctx)
+		return err
+	}}
+	q.begin(o)
+	select {
+	case <-o.done:
+	case <-ctx.Done():
+		if q.abandon(o) {
 			return zero, context.Cause(ctx)
 		}
-		return r.v, r.err
+		<-o.done // both at the same moment: a result that is there counts
 	}
-	select {
-	case r := <-done:
-		return outcome(r)
-	case <-ctx.Done():
+	// An operation that was interrupted for its time may return just before that is seen here: its time is the reason.
+	if o.err != nil && ctx.Err() != nil {
+		return zero, context.Cause(ctx)
 	}
-	select { // both may be ready: a result that is there counts
-	case r := <-done:
-		return outcome(r)
-	default:
+	return *v, o.err
+}
+
+// Close ends the goroutines that are kept for operations to come. Those that run end when their operations return.
+func (q *Queue) Close() {
+	q.mu.Lock()
+	idle := q.idle
+	q.idle, q.closed = nil, true
+	q.mu.Unlock()
+	for _, w := range idle {
+		close(w.next)
+		<-w.ended
 	}
-	call.abandon()
-	return zero, context.Cause(ctx)
 }
 
 // enter returns when the caller may run one operation.
@@ -220,24 +218,113 @@ func (q *Queue) next() {
 
 // operation is one that runs.
 type operation struct {
-	q         *Queue
+	run    func() error
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when it has returned to who waits for it
+	err    error         // good then
+
 	begin     time.Time
-	abandoned bool // guarded by q.mu
-	over      bool // guarded by q.mu
+	abandoned bool // guarded by the queue's mu
+	over      bool // guarded by the queue's mu
 }
 
-func (o *operation) returned(err error) {
+// worker is a goroutine that runs operations one after another, and is kept: a new one would have to grow its stack for every operation.
+// Its timer is not set and stopped for each either, which may wake a thread, but looks when it goes off what is running then.
+type worker struct {
+	q     *Queue
+	next  chan *operation
+	ended chan struct{}
+	op    *operation  // that runs; guarded by q.mu
+	timer *time.Timer // guarded by q.mu
+	armed bool        // the timer will go off; guarded by q.mu
+}
+
+// begin has a worker run the operation.
+func (q *Queue) begin(o *operation) {
+	q.mu.Lock()
+	var w *worker
+	if n := len(q.idle); n > 0 {
+		w = q.idle[n-1]
+		q.idle = q.idle[:n-1]
+	} else {
+		w = &worker{q: q, next: make(chan *operation, 1), ended: make(chan struct{})}
+		w.timer = time.AfterFunc(q.o.Timeout, w.look)
+		w.armed = true
+		go w.work()
+	}
+	o.begin = time.Now()
+	w.op = o
+	if !w.armed {
+		w.armed = true
+		w.timer.Reset(q.o.Timeout)
+	}
+	q.mu.Unlock()
+	w.next <- o
+}
+
+// work runs operations until the queue has no more use for the worker.
+func (w *worker) work() {
+	defer close(w.ended)
+	defer w.timer.Stop()
+	for o := range w.next {
+		o.err = w.guard(o)
+		if kept := w.returned(o); !kept {
+			return
+		}
+	}
+}
+
+// guard runs an operation; a panic is an error.
+func (w *worker) guard(o *operation) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s: panic in an operation: %v", w.q.o.Chip, p)
+		}
+	}()
+	return o.run()
+}
+
+// look ends the operation's context where its time is over.
+func (w *worker) look() {
+	w.q.mu.Lock()
+	defer w.q.mu.Unlock()
+	w.armed = false
+	if w.op == nil {
+		return
+	}
+	if left := w.q.o.Timeout - time.Since(w.op.begin); left > 0 {
+		w.armed = true
+		w.timer.Reset(left)
+		return
+	}
+	w.op.cancel(w.q.tooSlow)
+}
+
+// returned gives the turn on, and tells whether the worker is kept.
+func (w *worker) returned(o *operation) bool {
 	took := time.Since(o.begin)
-	q := o.q
+	q := w.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	w.op = nil
+	kept := !q.closed && len(q.idle) < q.o.Workers
+	if kept {
+		q.idle = append(q.idle, w)
+	}
 	o.over = true
 	if o.abandoned {
 		q.hung--
-		return
+		return kept
 	}
 	q.running--
 	q.next()
+	q.count(took, o.err)
+	close(o.done)
+	return kept
+}
+
+// count adds an operation to the figures. q.mu is held.
+func (q *Queue) count(took time.Duration, err error) {
 	if err != nil && !answer(err) {
 		q.stats.Failed++
 		return
@@ -259,17 +346,17 @@ func answer(err error) bool {
 	return errors.Is(err, hwcrypto.ErrNoKey) || errors.Is(err, hwcrypto.ErrKeyExists) || errors.Is(err, hwcrypto.ErrNotSealed)
 }
 
-// abandon gives the turn of an operation that hangs to others.
-func (o *operation) abandon() {
-	q := o.q
+// abandon gives the turn of an operation that hangs to others. It tells whether it did: the operation may have returned meanwhile.
+func (q *Queue) abandon(o *operation) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if o.over {
-		return
+		return false
 	}
 	o.abandoned = true
 	q.stats.TimedOut++
 	q.hung++
 	q.running--
 	q.next()
+	return true
 }

@@ -17,6 +17,7 @@ func as(t *testing.T, user string) context.Context { return hwcrypto.WithUser(t.
 func TestUsersTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := New(Options{Chip: "chip"})
+		defer q.Close()
 		var order []string
 		var wg sync.WaitGroup
 		add := func(user string) {
@@ -49,6 +50,7 @@ func TestUsersTakeTurns(t *testing.T) {
 func TestAUserWhoHasTooManyWaitingIsRefusedAloneAndAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := New(Options{Chip: "the chip", Depth: 2})
+		defer q.Close()
 		release := make(chan struct{})
 		hold := func(context.Context) error { <-release; return nil }
 		var wg sync.WaitGroup
@@ -74,6 +76,7 @@ func TestAUserWhoHasTooManyWaitingIsRefusedAloneAndAtOnce(t *testing.T) {
 func TestAnOperationThatHangsCostsItsTimeAndNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := New(Options{Chip: "the chip", Timeout: time.Second})
+		defer q.Close()
 		release := make(chan struct{})
 		begin := time.Now()
 		err := q.Do(as(t, "a"), func(ctx context.Context) error { <-release; return nil })
@@ -104,6 +107,7 @@ func TestAnOperationThatHangsCostsItsTimeAndNoMore(t *testing.T) {
 func TestSlowIsNotHung(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := New(Options{Chip: "chip"})
+		defer q.Close()
 		v, err := Call(t.Context(), q, func(context.Context) (int, error) { time.Sleep(5 * time.Second); return 7, nil })
 		if v != 7 || err != nil {
 			t.Errorf("%d, %v", v, err)
@@ -114,6 +118,7 @@ func TestSlowIsNotHung(t *testing.T) {
 func TestWaitingEndsWithTheContextOrInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := New(Options{Chip: "chip", Timeout: time.Second})
+		defer q.Close()
 		release := make(chan struct{})
 		go func() { _ = q.Do(t.Context(), func(context.Context) error { <-release; return nil }) }()
 		synctest.Wait()
@@ -131,6 +136,7 @@ func TestWaitingEndsWithTheContextOrInTime(t *testing.T) {
 
 func TestAPanicIsAnError(t *testing.T) {
 	q := New(Options{Chip: "chip"})
+	defer q.Close()
 	if err := q.Do(t.Context(), func(context.Context) error { panic("oh") }); err == nil || !strings.Contains(err.Error(), "oh") {
 		t.Error(err)
 	}
@@ -142,6 +148,7 @@ func TestAPanicIsAnError(t *testing.T) {
 // BenchmarkCall is what a turn costs beside the operation itself.
 func BenchmarkCall(b *testing.B) {
 	q := New(Options{Chip: "chip", Workers: 8})
+	defer q.Close()
 	for b.Loop() {
 		if err := q.Do(b.Context(), func(context.Context) error { return nil }); err != nil {
 			b.Fatal(err)

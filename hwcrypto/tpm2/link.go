@@ -36,7 +36,9 @@ type chip struct {
 
 	mu    sync.Mutex // guards what follows
 	link  *link      // the connection while nobody uses it
+	since time.Time  // when it was given back
 	timer *time.Timer
+	armed bool // the timer will go off
 	model string
 	shut  bool
 }
@@ -66,6 +68,7 @@ func newChip(ctx context.Context, device string, timeout time.Duration) *chip {
 func (c *chip) String() string { return "TPM " + c.device }
 
 func (c *chip) close() {
+	c.queue.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.shut = true
@@ -131,9 +134,6 @@ func (c *chip) take(ctx context.Context) (*link, error) {
 	c.mu.Lock()
 	l := c.link
 	c.link = nil
-	if c.timer != nil {
-		c.timer.Stop()
-	}
 	shut := c.shut
 	c.mu.Unlock()
 	if shut {
@@ -162,18 +162,37 @@ func (c *chip) give(l *link) {
 		return
 	}
 	c.link = l
-	if !l.raw {
+	if l.raw {
+		c.since = time.Now()
+		c.watch(idle)
+	}
+}
+
+// watch has the link let go once nobody has used it for long enough. The timer is not stopped for every operation, which costs
+// more than to look when it goes off. c.mu is held.
+func (c *chip) watch(d time.Duration) {
+	switch {
+	case c.armed:
+	case c.timer == nil:
+		c.timer = time.AfterFunc(d, c.look)
+	default:
+		c.timer.Reset(d)
+	}
+	c.armed = true
+}
+
+func (c *chip) look() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.armed = false
+	if c.link == nil { // in use: who gives it back watches it again
 		return
 	}
-	if c.timer == nil {
-		c.timer = time.AfterFunc(idle, func() {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.letGo()
-		})
+	if left := idle - time.Since(c.since); left > 0 {
+		c.watch(left)
 		return
 	}
-	c.timer.Reset(idle)
+	c.letGo()
 }
 
 func dial(ctx context.Context, device string) (*link, error) {
