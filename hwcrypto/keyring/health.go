@@ -40,7 +40,7 @@ func Codes() []*health.Code {
 // checkEvery is how often Run looks at the keys.
 const checkEvery = time.Minute
 
-// Run checks the keys at once and every minute, and renews the certificates that are due, until ctx ends.
+// Run checks the keys at once, after every Swap and every minute, and renews the certificates that are due, until ctx ends.
 func (r *Ring) Run(ctx context.Context) error {
 	t := time.NewTicker(checkEvery)
 	defer t.Stop()
@@ -54,6 +54,7 @@ func (r *Ring) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-r.swapped: // whoever reloads may have mended what was wrong with a key
 		case <-t.C:
 		}
 	}

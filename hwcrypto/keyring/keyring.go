@@ -45,6 +45,7 @@ type Ring struct {
 	ctx       context.Context // of the ring's life: crypto.Signer knows no context
 	cancel    context.CancelFunc
 	providers map[string]hwcrypto.Provider
+	swapped   chan struct{} // has Run look at the keys at once
 
 	mu      sync.RWMutex
 	entries map[string]*entry // guarded by mu; an entry replaces another, it is not changed
@@ -99,7 +100,7 @@ func New(ctx context.Context, o Options) (*Ring, error) {
 		return nil, err
 	}
 	dir := filepath.Join(o.State, "keys")
-	r := &Ring{o: o, entries: entries, baseDir: o.BaseDir, providers: map[string]hwcrypto.Provider{
+	r := &Ring{o: o, entries: entries, baseDir: o.BaseDir, swapped: make(chan struct{}, 1), providers: map[string]hwcrypto.Provider{
 		"file":   file.Provider{},
 		"tpm":    tpm2.New(ctx, tpm2.Options{Dir: dir, Timeout: o.Timeout}),
 		"pkcs11": pkcs11.New(ctx, pkcs11.Options{Credentials: o.Credentials, Timeout: o.Timeout}),
@@ -152,6 +153,10 @@ func (r *Ring) Swap(keys map[string]*config.Key, baseDir string) error {
 		// The old entry's key stays open: components that were not restarted may sign with it still.
 	}
 	r.entries, r.baseDir = entries, baseDir
+	select {
+	case r.swapped <- struct{}{}:
+	default: // it will look anyway
+	}
 	return nil
 }
 
