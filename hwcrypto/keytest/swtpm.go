@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -79,4 +80,17 @@ func (p *TPM) Kill() {
 	_ = p.cmd.Process.Kill()
 	_ = p.cmd.Wait()
 	p.cmd = nil
+}
+
+// Freeze has the process stand still: what it is asked waits for Thaw.
+func (p *TPM) Freeze() { p.signal(syscall.SIGSTOP) }
+
+// Thaw has it go on.
+func (p *TPM) Thaw() { p.signal(syscall.SIGCONT) }
+
+func (p *TPM) signal(s syscall.Signal) {
+	p.t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	check(p.t, p.cmd.Process.Signal(s))
 }
