@@ -150,164 +150,152 @@ func TestChipsComeBackUnderTheGateway(t *testing.T) {
 		back()
 		d.again()
 	}
-	drills := []struct {
+	type play struct {
 		name string
-		// set starts the gateway; play is what is done then, beside other drills.
-		set func(*testing.T, *site) (d *drill, play func())
+		do   func()
+	}
+	chips := []struct {
+		name string
+		// set starts a gateway; the plays are what is done then, one after another.
+		set func(*testing.T, *site) (*drill, []play)
 	}{
-		{"the TPM is killed and started again", func(t *testing.T, s *site) (*drill, func()) {
+		{"a TPM", func(t *testing.T, s *site) (*drill, []play) {
 			chip := keytest.SWTPM(t)
 			s.keyURI = chip.URI("identity")
 			d := startDrill(s)
-			return d, func() { goneAndBack(d, chip.Kill, chip.Start) }
-		}},
-		{"the TPM does not answer", func(t *testing.T, s *site) (*drill, func()) {
-			chip := keytest.SWTPM(t)
-			s.keyURI = chip.URI("identity")
-			d := startDrill(s)
-			return d, func() {
-				goneAndBack(d, func() {
-					chip.Freeze()
-					// Whose key does not live in the chip does not wait for it.
-					a, err := dialCoAP(t.Context(), d.coap, "th-1", []byte("0123456789abcdef"))
-					if err != nil {
-						t.Fatalf("an association by a pre-shared key: %v", err)
-					}
-					a.Close()
-				}, func() {
-					d.logged("the TPM that takes too long", chip.Socket, "took more than 10s")
-					chip.Thaw()
-				})
-			}
-		}},
-		{"the TPM is locked", func(t *testing.T, s *site) (*drill, func()) {
-			chip := keytest.SWTPM(t)
-			s.keyURI = chip.URI("identity")
-			d := startDrill(s)
-			return d, func() {
-				goneAndBack(d, func() {
+			return d, []play{
+				// First: the log tells of devices that are turned away at once, and then every minute.
+				{"does not answer", func() {
+					goneAndBack(d, func() {
+						chip.Freeze()
+						// Whose key does not live in the chip does not wait for it.
+						a, err := dialCoAP(d.t.Context(), d.coap, "th-1", []byte("0123456789abcdef"))
+						if err != nil {
+							d.t.Fatalf("an association by a pre-shared key: %v", err)
+						}
+						a.Close()
+					}, func() {
+						d.logged("the TPM that takes too long", chip.Socket, "took more than 10s")
+						chip.Thaw()
+					})
+				}},
+				{"is killed and started again", func() { goneAndBack(d, chip.Kill, chip.Start) }},
+				{"is locked", func() {
 					d.lock(chip)
 					// Our keys are not protected by passwords that one could guess, so the lock is none for them.
-					d.again()
-					chip.Kill()
-				}, chip.Start)
+					goneAndBack(d, chip.Kill, chip.Start)
+				}},
 			}
 		}},
-		{"the token is removed and put back", func(t *testing.T, s *site) (*drill, func()) {
-			token := keytest.SoftHSM(t)
-			s.useToken(token)
-			d := startDrill(s)
-			return d, func() { goneAndBack(d, d.move(token.Dir, token.Dir+".away"), d.move(token.Dir+".away", token.Dir)) }
-		}},
-		{"a signature takes five seconds", func(t *testing.T, s *site) (*drill, func()) {
+		{"a token", func(t *testing.T, s *site) (*drill, []play) {
 			token := keytest.Faulty(t)
 			s.useToken(token.Token)
-			d := startDrill(s)
-			return d, func() {
-				token.Set("sleep", "5")
-				var wg sync.WaitGroup
-				wg.Go(func() {
-					if err := d.anew(); err != nil {
-						t.Errorf("slow is no fault: %v", err)
-					}
-				})
-				d.report("beside a slow signature")
-				wg.Wait()
-				token.Set("sleep", "")
-				d.again()
-			}
-		}},
-		{"a signature does not come to an end", func(t *testing.T, s *site) (*drill, func()) {
-			token := keytest.Faulty(t)
-			s.useToken(token.Token)
-			d := startDrill(s)
-			return d, func() {
-				goneAndBack(d, func() { token.Set("hang", "1") }, func() {
-					d.logged("the token that takes too long", token.Label, "took more than 10s")
-					token.Set("hang", "")
-				})
-			}
-		}},
-		{"the token comes back with another PIN", func(t *testing.T, s *site) (*drill, func()) {
-			token := keytest.Faulty(t)
-			s.useToken(token.Token)
-			d := startDrill(s)
-			return d, func() {
-				logins := token.Logins()
-				goneAndBack(d, func() {
-					d.move(token.Dir, token.Dir+".away")()
-					if err := d.anew(); err == nil {
-						t.Error("a handshake without the token")
-					}
-					d.write("pin", "0000")
-					d.move(token.Dir+".away", token.Dir)()
-					d.reload()
-					eventually(t, "the wrong PIN to be a problem", func() bool {
-						return strings.Contains(d.problems(), " key-unavailable ")
-					})
-					d.logged("the token that refuses the PIN", "problem=key-unavailable", token.Label, "refuses the PIN")
-				}, func() {
-					for range 5 {
-						if err := d.anew(); err == nil {
-							t.Error("a handshake without the PIN")
-						}
-					}
-					if n := token.Logins() - logins; n != 1 {
-						t.Errorf("the token was asked %d times to log in by a wrong PIN", n)
-					}
-					d.write("pin", token.PIN)
-					d.reload()
-					eventually(t, "the problem to be gone", func() bool { return !strings.Contains(d.problems(), " key-unavailable ") })
-				})
-				if n := token.Logins() - logins; n != 2 {
-					t.Errorf("%d log-ins, want one by each PIN", n)
-				}
-			}
-		}},
-		{"two gateways have one token", func(t *testing.T, s *site) (*drill, func()) {
-			token := keytest.SoftHSM(t)
-			s.useToken(token)
 			d := startDrill(s)
 			other := newSite(t)
-			other.useToken(token)
+			other.useToken(token.Token)
 			beside := startDrill(other)
-			return d, func() {
-				var wg sync.WaitGroup
-				for _, one := range []*drill{d, beside} {
-					wg.Go(func() {
-						for range 10 {
-							if err := one.anew(); err != nil {
-								t.Error(err)
+			return d, []play{
+				{"serves two gateways", func() {
+					var wg sync.WaitGroup
+					for _, one := range []*drill{d, beside} {
+						wg.Go(func() {
+							for range 10 {
+								if err := one.anew(); err != nil {
+									d.t.Error(err)
+								}
 							}
+						})
+					}
+					wg.Wait()
+					beside.report("beside the other")
+					beside.gateway.kill()
+					d.report("after the other has gone")
+					d.again()
+				}},
+				{"is removed and put back", func() {
+					goneAndBack(d, d.move(token.Dir, token.Dir+".away"), d.move(token.Dir+".away", token.Dir))
+				}},
+				{"signs for five seconds", func() {
+					token.Set("sleep", "5")
+					var wg sync.WaitGroup
+					wg.Go(func() {
+						if err := d.anew(); err != nil {
+							d.t.Errorf("slow is no fault: %v", err)
 						}
 					})
-				}
-				wg.Wait()
-				beside.report("beside the other")
-				beside.gateway.kill()
-				d.report("after the other has gone")
-				d.again()
+					d.report("beside a slow signature")
+					wg.Wait()
+					token.Set("sleep", "")
+					d.again()
+				}},
+			}
+		}},
+		{"another token", func(t *testing.T, s *site) (*drill, []play) {
+			token := keytest.Faulty(t)
+			s.useToken(token.Token)
+			d := startDrill(s)
+			return d, []play{
+				{"does not come to the end of a signature", func() {
+					goneAndBack(d, func() { token.Set("hang", "1") }, func() {
+						d.logged("the token that takes too long", token.Label, "took more than 10s")
+						token.Set("hang", "")
+					})
+				}},
+				{"comes back with another PIN", func() {
+					logins := token.Logins()
+					goneAndBack(d, func() {
+						d.move(token.Dir, token.Dir+".away")()
+						if err := d.anew(); err == nil {
+							d.t.Error("a handshake without the token")
+						}
+						d.write("pin", "0000")
+						d.move(token.Dir+".away", token.Dir)()
+						d.reload()
+						eventually(d.t, "the wrong PIN to be a problem", func() bool { return strings.Contains(d.problems(), " key-unavailable ") })
+						d.logged("the token that refuses the PIN", "problem=key-unavailable", token.Label, "refuses the PIN")
+					}, func() {
+						for range 5 {
+							if err := d.anew(); err == nil {
+								d.t.Error("a handshake without the PIN")
+							}
+						}
+						if n := token.Logins() - logins; n != 1 {
+							d.t.Errorf("the token was asked %d times to log in by a wrong PIN", n)
+						}
+						d.write("pin", token.PIN)
+						d.reload()
+						eventually(d.t, "the problem to be gone", func() bool { return !strings.Contains(d.problems(), " key-unavailable ") })
+					})
+					if n := token.Logins() - logins; n != 2 {
+						d.t.Errorf("%d log-ins, want one by each PIN", n)
+					}
+				}},
 			}
 		}},
 	}
-	// All at once, for they wait more than they work; but one after another until all have bound their ports.
+	// The chips at once, for they wait more than they work; but one after another until all gateways have bound their ports.
 	var turn sync.Mutex
 	var ready, over sync.WaitGroup
-	ready.Add(len(drills))
-	for _, x := range drills {
+	ready.Add(len(chips))
+	for _, x := range chips {
 		over.Go(func() {
 			bound := sync.OnceFunc(ready.Done)
-			defer bound() // where this drill is not asked for
+			defer bound() // where this chip is not asked for
 			t.Run(x.name, func(t *testing.T) {
-				d, play := func() (*drill, func()) {
+				d, plays := func() (*drill, []play) {
 					turn.Lock()
 					defer turn.Unlock()
 					defer bound()
 					return x.set(t, newSite(t))
 				}()
 				ready.Wait()
-				play()
-				d.end()
+				for _, p := range plays {
+					t.Run(p.name, func(t *testing.T) {
+						d.t, d.cloud.t = t, t
+						p.do()
+						d.end()
+					})
+				}
 			})
 		})
 	}
