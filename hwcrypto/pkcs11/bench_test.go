@@ -67,6 +67,22 @@ func BenchmarkBesideModule(b *testing.B) {
 				})
 		})
 	}
+	// A call into a module cannot be interrupted, so whoever wants to be given back must wait for it from another goroutine. What that alone costs,
+	// which is most where a processor idles and is woken each time, is in both sides here.
+	b.Run("signatures, hand-over in both", func(b *testing.B) {
+		keytest.Beside(b, "SoftHSM2 ECDSA P-256 signatures, callers: 1, hand-over in both", 1, 1,
+			func(testing.TB) func() error {
+				return func() error { _, err := k.Sign(nil, digest, crypto.SHA256); return err }
+			},
+			func(t testing.TB) func() error {
+				raw := k.bare(t)
+				return func() error {
+					done := make(chan error)
+					go func() { _, err := raw.Sign(nil, digest, crypto.SHA256); done <- err }()
+					return <-done
+				}
+			})
+	})
 	b.Run("handshakes", func(b *testing.B) {
 		ca := keytest.NewCA(b)
 		client := keytest.NewSoftwareCertificate(b, ca, "client")
