@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 	piondtls "github.com/pion/dtls/v3"
 	coapdtls "github.com/plgd-dev/go-coap/v3/dtls"
@@ -137,7 +138,7 @@ func (d *press) run(ctx context.Context, each time.Duration, say func(saying)) e
 	gone := make(chan error, 2)
 	var client *paho.Client
 	client = paho.NewClient(paho.ClientConfig{
-		Conn: conn,
+		Conn: packets.NewThreadSafeConn(conn), // its pings would get between the pieces of other packets
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) {
 			words := d.obey(p.Packet.Payload)
 			say(d.said("", string(p.Packet.Payload), 0, nil))
@@ -204,7 +205,7 @@ func watchCloud(ctx context.Context, address string, conf *tls.Config, each func
 		return nil, err
 	}
 	c := paho.NewClient(paho.ClientConfig{
-		Conn: conn,
+		Conn: packets.NewThreadSafeConn(conn), // its pings would get between the pieces of other packets
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) {
 			each(p.Packet.Topic, bytes.Clone(p.Packet.Payload))
 			return true, nil
