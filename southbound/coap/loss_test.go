@@ -72,10 +72,14 @@ func TestDevicesGetThroughLoss(t *testing.T) {
 			addr := lossy(t, b.Addr, uint64(10*seed+i))
 			t.Run(client+" with "+security, func(t *testing.T) {
 				t.Parallel()
-				out := run(t, client, append(cred, "-v", "6", "-B", "50", "-m", "post", "-e", "1", fmt.Sprintf("coaps://%s/lossy/%d/%s", addr, seed, security))...)
-				if !strings.Contains(out, "2.04") {
-					t.Errorf("%s; %v", out, figures(b))
+				out := ""
+				for range 6 { // a client that loses its patience, after 5 s with GnuTLS, comes again as a device would
+					out = run(t, client, append(cred, "-v", "6", "-B", "50", "-m", "post", "-e", "1", fmt.Sprintf("coaps://%s/lossy/%d/%s", addr, seed, security))...)
+					if strings.Contains(out, "2.04") {
+						return
+					}
 				}
+				t.Errorf("%s; %v", out, figures(b))
 			})
 		}
 	}
