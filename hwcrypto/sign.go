@@ -4,22 +4,44 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdh"
+	"crypto/tls"
+	"io"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// Algorithms for keys that do not sign: one key, one purpose.
-const (
-	ECDHP256  Algorithm = "ecdh-p256"   // an Agreer
-	AES256GCM Algorithm = "aes-256-gcm" // a Sealer
-)
+// ECDHP256 is for a key that agrees and does not sign: one key, one purpose.
+const ECDHP256 Algorithm = "ecdh-p256"
 
 // ContextSigner is the ability of a key to sign for a named user (WithUser) and within a time. Every key of this
 // module that signs has it; crypto.Signer, which knows no context, is served by it.
 type ContextSigner interface {
 	SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
+}
+
+// InPlace has the certificate's key sign on the goroutine that asks (WithPatience), until ctx ends. A handshake by it is not to be waited for
+// without a time: it may hang with the chip.
+func InPlace(ctx context.Context, c tls.Certificate) tls.Certificate {
+	if s, ok := c.PrivateKey.(contextSigner); ok {
+		c.PrivateKey = &patient{s, WithPatience(ctx)}
+	}
+	return c
+}
+
+type contextSigner interface {
+	crypto.Signer
+	ContextSigner
+}
+
+type patient struct {
+	contextSigner
+	ctx context.Context
+}
+
+func (p *patient) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return p.SignContext(p.ctx, digest, opts)
 }
 
 // Ephemeral is a key on P-256 for one agreement. In a chip it was made, and does not leave it; Close is for one that is not used.

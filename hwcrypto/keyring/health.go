@@ -32,11 +32,6 @@ var (
 		Hint: "see that the clock is right; renew it: drawbridge enroll NAME, or drawbridge keys csr NAME"}
 )
 
-// Codes are all of them.
-func Codes() []*health.Code {
-	return []*health.Code{KeyUnavailable, KeyInSoftware, KeyWeak, CertificateMissing, CertificateMismatch, CertificateExpiring, CertificateExpired, RenewalFailed}
-}
-
 // checkEvery is how often Run looks at the keys.
 const checkEvery = time.Minute
 

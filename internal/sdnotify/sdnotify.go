@@ -55,21 +55,6 @@ func (n *Notifier) Status(status string) error { return n.send("STATUS=" + oneLi
 // Alive feeds the watchdog.
 func (n *Notifier) Alive() error { return n.send("WATCHDOG=1") }
 
-// Extend asks for so much more time to start or to stop.
-func (n *Notifier) Extend(d time.Duration) error {
-	return n.send("EXTEND_TIMEOUT_USEC=" + strconv.FormatInt(d.Microseconds(), 10))
-}
-
-// Store hands a socket to systemd, which gives it back to the next start under the name. The unit needs FileDescriptorStoreMax.
-func (n *Notifier) Store(name string, f *os.File) error {
-	return n.write(unix.UnixRights(int(f.Fd())), "FDSTORE=1", "FDNAME="+oneLine(name))
-}
-
-// Forget makes systemd close what was stored under the name.
-func (n *Notifier) Forget(name string) error {
-	return n.send("FDSTOREREMOVE=1", "FDNAME="+oneLine(name))
-}
-
 // oneLine keeps a text from being read as another assignment.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
@@ -80,9 +65,7 @@ func oneLine(s string) string {
 	}, s)
 }
 
-func (n *Notifier) send(lines ...string) error { return n.write(nil, lines...) }
-
-func (n *Notifier) write(rights []byte, lines ...string) error {
+func (n *Notifier) send(lines ...string) error {
 	if n.socket == "" {
 		return nil
 	}
@@ -92,7 +75,7 @@ func (n *Notifier) write(rights []byte, lines ...string) error {
 	}
 	defer unix.Close(fd)
 	// A leading @ is the abstract name space here as it is with systemd.
-	if err := unix.Sendmsg(fd, []byte(strings.Join(lines, "\n")), rights, &unix.SockaddrUnix{Name: n.socket}, unix.MSG_NOSIGNAL); err != nil {
+	if err := unix.Sendmsg(fd, []byte(strings.Join(lines, "\n")), nil, &unix.SockaddrUnix{Name: n.socket}, unix.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("sd_notify: %w", err)
 	}
 	return nil

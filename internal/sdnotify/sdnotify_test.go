@@ -2,7 +2,6 @@ package sdnotify
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -10,8 +9,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 func env(pairs map[string]string) func(string) string {
@@ -51,8 +48,6 @@ func TestWhatIsSaid(t *testing.T) {
 			"STOPPING=1":                                  n.Stopping,
 			"WATCHDOG=1":                                  n.Alive,
 			"STATUS=no second line MAINPID=1":             func() error { return n.Status("no second line\nMAINPID=1") },
-			"EXTEND_TIMEOUT_USEC=1500000":                 func() error { return n.Extend(1500 * time.Millisecond) },
-			"FDSTOREREMOVE=1\nFDNAME=field":               func() error { return n.Forget("field") },
 			"READY=1\nSTATUS=" + strings.Repeat("가", 100): func() error { return n.Ready(strings.Repeat("가", 100)) },
 		} {
 			if err := say(); err != nil {
@@ -71,39 +66,6 @@ func TestWhatIsSaid(t *testing.T) {
 		} else if _, err := fmt.Sscanf(got, "RELOADING=1\nMONOTONIC_USEC=%d", &us); err != nil || us <= 0 {
 			t.Errorf("said %q: %v", got, err)
 		}
-	}
-}
-
-func TestASocketIsStored(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "notify")
-	manager := systemd(t, path)
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	if err := New(env(map[string]string{"NOTIFY_SOCKET": path})).Store("field", w); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	text, oob := make([]byte, 100), make([]byte, 100)
-	n, m, _, _, err := manager.ReadMsgUnix(text, oob)
-	if err != nil || string(text[:n]) != "FDSTORE=1\nFDNAME=field" {
-		t.Fatalf("%q, %v", text[:n], err)
-	}
-	messages, err := unix.ParseSocketControlMessage(oob[:m])
-	if err != nil || len(messages) != 1 {
-		t.Fatal(err)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		t.Fatal(err)
-	}
-	got := os.NewFile(uintptr(fds[0]), "stored")
-	fmt.Fprint(got, "still open")
-	got.Close()
-	if b, err := io.ReadAll(r); err != nil || string(b) != "still open" {
-		t.Errorf("%q, %v", b, err)
 	}
 }
 

@@ -62,10 +62,9 @@ type Task struct {
 	cancel context.CancelCauseFunc
 	ended  chan struct{}
 
-	mu      sync.Mutex
-	within  time.Duration // guarded by mu; 0: in a known wait
-	beat    time.Time     // guarded by mu
-	restart int           // guarded by mu
+	mu     sync.Mutex
+	within time.Duration // guarded by mu; 0: in a known wait
+	beat   time.Time     // guarded by mu
 }
 
 // Progress says that the task moved, and that it will say so again within d.
@@ -80,13 +79,6 @@ func (t *Task) Waiting() {
 	t.mu.Lock()
 	t.within = 0
 	t.mu.Unlock()
-}
-
-// Restarts tells how often the task has been started again.
-func (t *Task) Restarts() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.restart
 }
 
 // Stop ends the task and waits until it has ended or ctx has.
@@ -154,9 +146,6 @@ func (s *Supervisor) keep(ctx context.Context, t *Task, run func(context.Context
 			return
 		}
 		pause = min(2*pause, lastPause)
-		t.mu.Lock()
-		t.restart++
-		t.mu.Unlock()
 	}
 }
 

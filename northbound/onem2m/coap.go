@@ -136,7 +136,7 @@ func (c *Connector) kpsa(ctx context.Context, b badge) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("enrolment_key: %w", err)
 		}
-		return Kpsa(ctx, ke, c.csi)
+		return kpsa(ctx, ke, c.csi)
 	}
 	secret, err := c.env.Keys.Secret(ctx, string(b.psk))
 	if err != nil {

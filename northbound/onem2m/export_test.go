@@ -39,6 +39,9 @@ func Publication(c cin, topic string) (id [16]byte, media string, payload []byte
 	return p.ID, p.Type, p.Payload
 }
 
+// Kpsa derives a key from an enrolment key.
+var Kpsa = kpsa
+
 // ValidKeyID tells whether an identifier is that of a key.
 var ValidKeyID = validKeyID
 

@@ -14,7 +14,7 @@
 // Content is a string: JSON and text as they are, anything else in base64, as contentInfo says. Topics that the file says become flexContainers
 // instead, whose custom attributes are the members of a JSON object. It holds no queue and dials once.
 // TLS with pre-shared keys over TCP and the remote provisioning of keys (MEF, MAF) are not spoken; keys derived from an
-// enrolment key by others fit, see Kpsa.
+// enrolment key by others fit, see Config.EnrolmentKey.
 package onem2m
 
 import (

@@ -162,7 +162,7 @@ func (s *server) run(t testing.TB) {
 			case !admitted:
 				s.pc.WriteTo(challenge, from)
 			case hs != nil && bytes.Equal(last, h.Bytes()):
-				send(hs.Flight())
+				send(hs.flight)
 			default:
 				hs, last = NewHandshake(s.cfg, &h, NewCID()), bytes.Clone(h.Bytes())
 				out, err := hs.Start(t.Context())

@@ -99,9 +99,6 @@ func (hs *Handshake) Conn() (conn *Conn, peer any) {
 	return hs.conn, hs.peer
 }
 
-// Flight gives the datagrams to send again when the client is silent.
-func (hs *Handshake) Flight() [][]byte { return hs.flight }
-
 // Start answers the ClientHello with the server's first flight. It signs, so it may take time.
 func (hs *Handshake) Start(ctx context.Context) ([][]byte, error) {
 	h, ok := ParseHello(Record{Type: typeHandshake, body: hs.hello})
