@@ -97,7 +97,7 @@ type queue interface {
 
 // reader is a connector's end of the queue, as *spool.Consumer is one.
 type reader interface {
-	ReadUpTo(ctx context.Context, lowest spool.Class, max, maxBytes int) ([]spool.Entry, error)
+	Read(ctx context.Context, lowest spool.Class, max, maxBytes int) ([]spool.Entry, error)
 	Settle(p spool.Pos, o spool.Outcome)
 	Rewind()
 }

@@ -139,7 +139,7 @@ type memoryReader struct {
 	out  map[spool.Pos]bool // guarded by m.mu; handed out, not settled
 }
 
-func (r *memoryReader) ReadUpTo(ctx context.Context, lowest spool.Class, max, maxBytes int) ([]spool.Entry, error) {
+func (r *memoryReader) Read(ctx context.Context, lowest spool.Class, max, maxBytes int) ([]spool.Entry, error) {
 	for {
 		r.m.mu.Lock()
 		list := r.take(lowest, max)

@@ -142,7 +142,7 @@ func (f *flight) next(ctx context.Context, n int) ([]spool.Entry, error) {
 			n = f.p.account.most(n)
 		}
 		look, done := context.WithTimeoutCause(ctx, budgetLook, errLookAgain)
-		list, err := f.p.consumer.ReadUpTo(look, lowest, n, maxInFlightBytes/8)
+		list, err := f.p.consumer.Read(look, lowest, n, maxInFlightBytes/8)
 		done()
 		if ctx.Err() != nil || !errors.Is(err, errLookAgain) {
 			return list, err
@@ -158,7 +158,7 @@ func (f *flight) linger(ctx context.Context, n int) error {
 	}
 	// What is urgent ends the wait.
 	until, done := context.WithTimeoutCause(ctx, wait, errLookAgain)
-	urgent, err := f.p.consumer.ReadUpTo(until, spool.High, n, maxInFlightBytes/8)
+	urgent, err := f.p.consumer.Read(until, spool.High, n, maxInFlightBytes/8)
 	done()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -169,7 +169,7 @@ func (f *flight) linger(ctx context.Context, n int) error {
 	f.held = append(urgent, f.held...)
 	now, done := context.WithTimeoutCause(ctx, time.Millisecond, errLookAgain)
 	defer done()
-	more, err := f.p.consumer.ReadUpTo(now, f.p.account.lowest(f.p.b.o.Now()), max(1, n-len(f.held)), maxInFlightBytes/8)
+	more, err := f.p.consumer.Read(now, f.p.account.lowest(f.p.b.o.Now()), max(1, n-len(f.held)), maxInFlightBytes/8)
 	if f.held = append(f.held, more...); ctx.Err() != nil || !errors.Is(err, errLookAgain) {
 		return err
 	}

@@ -167,7 +167,7 @@ func (f *flight) topUp(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()
-	more, _ := f.p.consumer.ReadUpTo(ctx, f.p.account.lowest(f.p.b.o.Now()), lookBehind, maxInFlightBytes/8) // an end of the session shows at the next step
+	more, _ := f.p.consumer.Read(ctx, f.p.account.lowest(f.p.b.o.Now()), lookBehind, maxInFlightBytes/8) // an end of the session shows at the next step
 	f.held = append(f.held, more...)
 }
 

@@ -89,7 +89,7 @@ func TestWhatGoesIntoTheQueue(t *testing.T) {
 		if err := r.report("th-17", "/alarm", "a"); err != nil {
 			t.Fatal(err)
 		}
-		list, err := r.queue.reader("cloud").ReadUpTo(t.Context(), spool.Low, 10, 1<<20)
+		list, err := r.queue.reader("cloud").Read(t.Context(), spool.Low, 10, 1<<20)
 		if err != nil || len(list) != 3 {
 			t.Fatal(list, err)
 		}
@@ -201,7 +201,7 @@ func TestSubmitAndSwapFromManyGoroutines(t *testing.T) {
 		t.Errorf("%d answers for %d reports", n, 8*500)
 	}
 	// What was appended is what was said: no job was used twice at a time.
-	list, _ := r.queue.reader("cloud").ReadUpTo(t.Context(), spool.Low, 5000, 1<<30)
+	list, _ := r.queue.reader("cloud").Read(t.Context(), spool.Low, 5000, 1<<30)
 	var dec decoder
 	for i := range list {
 		p, err := dec.publication(&list[i])

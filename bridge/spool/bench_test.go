@@ -77,7 +77,7 @@ func benchAppend(b *testing.B, producers int, produce func(*Spool, *atomic.Int64
 	c := s.Consumer("a")
 	go func() {
 		for {
-			list, err := c.Read(b.Context(), 1000, 1<<20)
+			list, err := c.Read(b.Context(), Low, 1000, 1<<20)
 			if err != nil {
 				return
 			}
@@ -163,7 +163,7 @@ func BenchmarkRead(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	for n := 0; n < b.N; {
-		list, err := c.Read(b.Context(), 1000, 1<<20)
+		list, err := c.Read(b.Context(), Low, 1000, 1<<20)
 		if err != nil {
 			b.Fatal(err)
 		}

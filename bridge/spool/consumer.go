@@ -28,16 +28,11 @@ func (c *Consumer) wake() {
 	}
 }
 
-// Read gives up to max entries, of about maxBytes octets together but at least one, in the order in which they were appended,
-// higher classes first. It waits until there is one. What was handed out before and is not settled is not handed out again; where
+// Read gives up to max entries of the classes up to lowest, of about maxBytes octets together but at least one, in the order in which they
+// were appended, higher classes first. It waits until there is one. What was handed out before and is not settled is not handed out again; where
 // that is very much already (thousands, see Options.Segment) it waits for some to be settled. What has expired is counted, not handed out.
 // It ends with the cause of ctx, or ErrClosed. One goroutine at a time should read.
-func (c *Consumer) Read(ctx context.Context, max, maxBytes int) ([]Entry, error) {
-	return c.ReadUpTo(ctx, classes-1, max, maxBytes)
-}
-
-// ReadUpTo is Read of the classes up to lowest alone. The others stay where they are.
-func (c *Consumer) ReadUpTo(ctx context.Context, lowest Class, max, maxBytes int) ([]Entry, error) {
+func (c *Consumer) Read(ctx context.Context, lowest Class, max, maxBytes int) ([]Entry, error) {
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err

@@ -27,7 +27,7 @@ func TestKillChild(t *testing.T) {
 	go func() {
 		c := s.Consumer("a")
 		for {
-			list, err := c.Read(t.Context(), 100, 1<<20)
+			list, err := c.Read(t.Context(), Low, 100, 1<<20)
 			if err != nil {
 				return
 			}

@@ -85,7 +85,7 @@ func (w *witness) drive(t *testing.T, s *Spool, life uint64, stop <-chan struct{
 					return
 				default:
 				}
-				list, err := c.Read(ctx, 50, 64<<10)
+				list, err := c.Read(ctx, Low, 50, 64<<10)
 				if err != nil {
 					return
 				}

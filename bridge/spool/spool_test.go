@@ -47,7 +47,7 @@ func take(t testing.TB, c *Consumer, n int) []Entry {
 	t.Helper()
 	var all []Entry
 	for len(all) < n {
-		list, err := c.Read(t.Context(), n-len(all), 1<<20)
+		list, err := c.Read(t.Context(), Low, n-len(all), 1<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +134,7 @@ func TestReadWaitsAndEnds(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	gone := errors.New("gone")
 	time.AfterFunc(10*time.Millisecond, func() { cancel(gone) })
-	if _, err := s.Consumer("a").Read(ctx, 1, 1); err != gone {
+	if _, err := s.Consumer("a").Read(ctx, Low, 1, 1); err != gone {
 		t.Errorf("read: %v", err)
 	}
 	time.AfterFunc(10*time.Millisecond, func() {
@@ -144,7 +144,7 @@ func TestReadWaitsAndEnds(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	time.AfterFunc(10*time.Millisecond, func() { s.Close() })
-	if _, err := s.Consumer("a").Read(t.Context(), 1, 1); err != ErrClosed {
+	if _, err := s.Consumer("a").Read(t.Context(), Low, 1, 1); err != ErrClosed {
 		t.Errorf("read: %v", err)
 	}
 	if _, err := put(t, s, Normal, Record{Route: "r", To: []string{"a"}}); err != ErrClosed {
@@ -174,7 +174,7 @@ func TestManySegmentsManyProducers(t *testing.T) {
 	read := func(name string, n int) {
 		c := s.Consumer(name)
 		for n > 0 {
-			list, err := c.Read(t.Context(), 100, 10000)
+			list, err := c.Read(t.Context(), Low, 100, 10000)
 			if err != nil {
 				t.Error(err)
 				return
@@ -254,7 +254,7 @@ func TestBacklogTakesNoMemory(t *testing.T) {
 		if st := s.Stats(); n == 0 && (st.Records != all || !st.Oldest.Before(time.Now())) {
 			t.Errorf("%+v", st)
 		}
-		list, err := c.Read(t.Context(), 1000, 256<<10)
+		list, err := c.Read(t.Context(), Low, 1000, 256<<10)
 		if err != nil {
 			t.Fatal(err)
 		}
