@@ -54,6 +54,7 @@ type Session struct {
 	aliases aliases   // of topics
 	swept   bool      // QoS 2: the broker holds nothing of an earlier session under our packet ids
 	acked   time.Time // when the platform last confirmed something, or the first of what is in flight was sent
+	passed  time.Time // when the latest of what was confirmed had been put in line
 	sent    time.Time // last write
 	heard   time.Time // last packet read
 	pinged  time.Time // zero: no PINGREQ is unanswered
@@ -74,6 +75,7 @@ type slot struct {
 	confirm
 	answer   chan packets.Packet // of SUBSCRIBE and UNSUBSCRIBE
 	released bool                // QoS 2: PUBREL is out
+	since    time.Time           // when it was put in line
 }
 
 // Context ends when the session does; its cause says why.
@@ -144,8 +146,9 @@ func (s *Session) post(ctx context.Context, p *packets.Publish, to slot) (refuse
 	if p.QoS == 0 {
 		s.unwired = append(s.unwired, to.confirm)
 	} else {
+		to.since = time.Now()
 		if len(s.free) == len(s.slots)-1 {
-			s.acked = time.Now()
+			s.acked = to.since
 		}
 		s.free = s.free[1:]
 		s.slots[p.PacketID] = to

@@ -207,6 +207,50 @@ func TestSessionOfABrokerThatConfirmsNothingEnds(t *testing.T) {
 	})
 }
 
+// Where one confirmation never comes and all others do, the publication would wait for ever, and the queue behind it with it.
+func TestSessionOfABrokerThatLosesOneConfirmationEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := broker.New(broker.Options{Published: func(_ string, m broker.Message) broker.Verdict { return broker.Verdict{Lose: m.Topic == "lost"} }})
+		s := pipe(t, b, mqtt.Options{KeepAlive: time.Minute, AckTimeout: 45 * time.Second})
+		began := time.Now()
+		o := northtest.NewOutcome(1)
+		if err := s.Send(t.Context(), []msg.Publication{{Topic: "lost", QoS: 1}}, o.Done); err != nil {
+			t.Fatal(err)
+		}
+		for time.Since(began) < time.Hour && s.Publish(t.Context(), msg.Publication{Topic: "a", QoS: 1}) == nil {
+			time.Sleep(time.Second)
+		}
+		if err := context.Cause(s.Context()); err == nil || !strings.Contains(err.Error(), "but not what was sent") || time.Since(began) > 2*time.Minute {
+			t.Fatalf("after %s: %v", time.Since(began), err)
+		}
+		if n, _ := o.Err(0); n != 0 {
+			t.Fatalf("it was settled %d times", n)
+		}
+	})
+}
+
+// A slow line is no fault: what is still on its way has not been overtaken.
+func TestSessionOnASlowLineStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := broker.New(broker.Options{Published: func(string, broker.Message) broker.Verdict { time.Sleep(20 * time.Second); return broker.Verdict{} }})
+		s := pipe(t, b, mqtt.Options{KeepAlive: time.Hour, AckTimeout: 45 * time.Second})
+		batch := make([]msg.Publication, 20)
+		for i := range batch {
+			batch[i] = msg.Publication{Topic: "a", QoS: 1}
+		}
+		o := northtest.NewOutcome(len(batch))
+		if err := s.Send(t.Context(), batch, o.Done); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		for i := range batch {
+			if n, err := o.Err(i); n != 1 || err != nil {
+				t.Fatalf("publication %d: done %d times, %v (%v)", i, n, err, context.Cause(s.Context()))
+			}
+		}
+	})
+}
+
 func TestCauseOfAnEndedSessionIsWhatTheBrokerSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := broker.New(broker.Options{Published: func(string, broker.Message) broker.Verdict { return broker.Verdict{Kick: 0x98, Why: "spring cleaning"} }})

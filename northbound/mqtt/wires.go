@@ -73,6 +73,8 @@ func (s *Session) keep() {
 		switch {
 		case len(s.free) < len(s.slots)-1 && now.Sub(s.acked) > s.opts.AckTimeout:
 			s.fail(fmt.Errorf("the broker has confirmed nothing for %s", s.opts.AckTimeout))
+		case s.lost():
+			s.fail(fmt.Errorf("the broker has confirmed publications, but not what was sent %s before them", s.opts.AckTimeout))
 		case !s.pinged.IsZero() && now.Sub(s.pinged) > alive/2 && now.Sub(s.heard) > alive/2:
 			s.fail(fmt.Errorf("the broker has not answered a ping for %s", now.Sub(s.pinged).Round(time.Millisecond)))
 		case s.pinged.IsZero() && idle >= alive/2:
@@ -84,6 +86,12 @@ func (s *Session) keep() {
 		}
 		s.mu.Unlock()
 	}
+}
+
+// lost tells whether a publication waits for its confirmation although one that was sent long after it has been confirmed: on a slow line both
+// would wait. mu is held.
+func (s *Session) lost() bool {
+	return slices.ContainsFunc(s.slots, func(sl slot) bool { return sl.done != nil && s.passed.Sub(sl.since) > s.opts.AckTimeout })
 }
 
 // settled is a publication whose confirmation waits to be passed on.
@@ -202,6 +210,9 @@ func (s *Session) release(id uint16) (slot, bool) {
 	s.slots[id] = slot{}
 	s.free = append(s.free, id)
 	s.acked = time.Now()
+	if sl.since.After(s.passed) {
+		s.passed = sl.since
+	}
 	s.room.Broadcast()
 	return sl, true
 }

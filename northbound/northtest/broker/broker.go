@@ -79,7 +79,8 @@ type Verdict struct {
 	Code  byte          // of PUBACK or PUBREC; from 0x80 it is not passed on. MQTT 3.1.1 has no codes: the connection is closed
 	Why   string        // reason string
 	Delay time.Duration // until it is confirmed
-	Mute  bool          // never confirm
+	Mute  bool          // never confirm it, nor what comes after it
+	Lose  bool          // never confirm it, but what comes after it
 	Drop  bool          // close the connection instead of confirming; it is not passed on
 	Kick  byte          // not 0: DISCONNECT with this reason code instead of confirming
 }

@@ -334,7 +334,7 @@ func (c *client) published(pk *packets.Packet) error {
 		b.pass(m)
 	}
 	b.mu.Unlock()
-	if h.Qos > 0 {
+	if h.Qos > 0 && !v.Lose {
 		c.confirm(pk.PacketID, h.Qos, v)
 	}
 	return nil
