@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/drawbridge/drawbridge/hwcrypto/est"
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
 	"github.com/drawbridge/drawbridge/northbound/northtest"
 	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
@@ -138,7 +137,7 @@ func (h *house) certificatesFail() {
 }
 
 func (h *house) renewalFails() {
-	ca := keytest.NewEST(h, "gw1", "once", est.CertsOnly)
+	ca := keytest.NewEST(h, "gw1", "once")
 	h.write("est.pem", ca.CA.PEM)
 	h.write("once", []byte("once"))
 	h.configure(shop, fmt.Sprintf("[key.identity]\nuri = \"file:identity.key\"\ncert = \"identity.crt\"\nest = %q\nest_ca = \"est.pem\"\nest_user = \"gw1\"\nest_password = \"file:once\"\n", ca.URL))

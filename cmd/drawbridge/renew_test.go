@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/drawbridge/drawbridge/hwcrypto/est"
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
 )
 
@@ -19,7 +18,7 @@ import (
 func TestGatewayRenewsItsCertificate(t *testing.T) {
 	s := newSite(t)
 	s.keyURI = keytest.SWTPM(t).URI("identity")
-	ca := keytest.NewEST(t, "gw", "once", est.CertsOnly)
+	ca := keytest.NewEST(t, "gw", "once")
 	s.write("est-ca.crt", string(ca.CA.PEM))
 	s.write("both.crt", string(s.ca.pem())+string(ca.CA.PEM))
 	s.write("otp", "once")

@@ -211,10 +211,7 @@ func decodeBase64(b []byte) ([]byte, error) {
 	return out, nil
 }
 
-var (
-	oidSignedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
-	oidData       = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}
-)
+var oidSignedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
 
 type contentInfo struct {
 	Type    asn1.ObjectIdentifier
@@ -248,33 +245,6 @@ func ParseCertsOnly(der []byte) ([]*x509.Certificate, error) {
 		return nil, errors.New("EST: the answer holds no certificate")
 	}
 	return certs, nil
-}
-
-// CertsOnly writes what ParseCertsOnly reads.
-func CertsOnly(certs ...*x509.Certificate) ([]byte, error) {
-	var raw []byte
-	for _, c := range certs {
-		raw = append(raw, c.Raw...)
-	}
-	empty := asn1.RawValue{Tag: asn1.TagSet, IsCompound: true}
-	content, err := asn1.Marshal(struct{ Type asn1.ObjectIdentifier }{oidData})
-	if err != nil {
-		return nil, err
-	}
-	sd, err := asn1.Marshal(struct {
-		Version      int
-		Digests      asn1.RawValue
-		Content      asn1.RawValue
-		Certificates asn1.RawValue
-		Signers      asn1.RawValue
-	}{1, empty, asn1.RawValue{FullBytes: content}, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: raw}, empty})
-	if err != nil {
-		return nil, err
-	}
-	return asn1.Marshal(struct {
-		Type    asn1.ObjectIdentifier
-		Content asn1.RawValue
-	}{oidSignedData, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: sd}})
 }
 
 // parseAttrs reads CsrAttrs (section 4.5.2): object identifiers, alone or as the type of an attribute.

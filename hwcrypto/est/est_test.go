@@ -33,7 +33,7 @@ func request(t *testing.T) (*ecdsa.PrivateKey, []byte) {
 }
 
 func TestEnrolment(t *testing.T) {
-	ca := keytest.NewEST(t, "gw1", "once", CertsOnly)
+	ca := keytest.NewEST(t, "gw1", "once")
 	c := &Client{URL: ca.URL, Roots: ca.CA.Pool, User: "gw1", Password: []byte("once")}
 	certs, err := c.CACerts(t.Context())
 	if err != nil || len(certs) != 1 || !certs[0].Equal(ca.CA.Cert) {
@@ -66,7 +66,7 @@ func refused(err error, status int) bool {
 }
 
 func TestRefusals(t *testing.T) {
-	ca := keytest.NewEST(t, "gw1", "once", CertsOnly)
+	ca := keytest.NewEST(t, "gw1", "once")
 	c := &Client{URL: ca.URL, Roots: ca.CA.Pool, User: "gw1", Password: []byte("wrong")}
 	k, csr := request(t)
 	if _, err := c.Enroll(t.Context(), csr, k.Public()); !refused(err, 401) || strings.Contains(err.Error(), "wrong") {
@@ -113,7 +113,7 @@ func TestOpenSSLReadsWhatWeWriteAndTheOtherWay(t *testing.T) {
 		t.Skip(err)
 	}
 	ca := keytest.NewCA(t)
-	b, err := CertsOnly(ca.Cert)
+	b, err := keytest.CertsOnly(ca.Cert)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestOpenSSLReadsWhatWeWriteAndTheOtherWay(t *testing.T) {
 
 func FuzzParseCertsOnly(f *testing.F) {
 	ca := keytest.NewCA(f)
-	b, err := CertsOnly(ca.Cert)
+	b, err := keytest.CertsOnly(ca.Cert)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/config"
-	"github.com/drawbridge/drawbridge/hwcrypto/est"
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
 )
 
@@ -27,7 +26,7 @@ func estSite(t *testing.T, ca *keytest.EST) *site {
 
 func TestEnrolmentAndRenewal(t *testing.T) {
 	t.Parallel()
-	ca := keytest.NewEST(t, "gw1", "once", est.CertsOnly)
+	ca := keytest.NewEST(t, "gw1", "once")
 	s := estSite(t, ca)
 	first, err := s.Enroll(t.Context(), "identity", Enrolment{Subject: pkix.Name{CommonName: "gw1"}})
 	if err != nil || first.Certificate == nil || first.CertErr != "" || first.Certificate.Subject != "CN=gw1" {
@@ -82,7 +81,7 @@ func TestEnrolmentAndRenewal(t *testing.T) {
 
 func TestNewCertificateIsProvenBeforeTheOldIsDropped(t *testing.T) {
 	t.Parallel()
-	ca := keytest.NewEST(t, "gw1", "once", est.CertsOnly)
+	ca := keytest.NewEST(t, "gw1", "once")
 	s := estSite(t, ca)
 	if _, err := s.Enroll(t.Context(), "identity", Enrolment{Subject: pkix.Name{CommonName: "gw1"}}); err != nil {
 		t.Fatal(err)
@@ -108,7 +107,7 @@ func TestNewCertificateIsProvenBeforeTheOldIsDropped(t *testing.T) {
 
 func TestLateRenewalEnrolsAnew(t *testing.T) {
 	t.Parallel()
-	ca := keytest.NewEST(t, "gw1", "once", est.CertsOnly)
+	ca := keytest.NewEST(t, "gw1", "once")
 	s := estSite(t, ca)
 	if _, err := s.Enroll(t.Context(), "identity", Enrolment{Subject: pkix.Name{CommonName: "gw1"}}); err != nil {
 		t.Fatal(err)

@@ -15,7 +15,6 @@ import (
 
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/hwcrypto"
-	"github.com/drawbridge/drawbridge/hwcrypto/est"
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
 )
 
@@ -30,7 +29,7 @@ func (s *site) fingerprint(t *testing.T, name string) string {
 
 func TestRotationByEST(t *testing.T) {
 	t.Parallel()
-	ca := keytest.NewEST(t, "gw1", "once", est.CertsOnly)
+	ca := keytest.NewEST(t, "gw1", "once")
 	s := estSite(t, ca)
 	if _, err := s.Enroll(t.Context(), "identity", Enrolment{Subject: pkix.Name{CommonName: "gw1"}}); err != nil {
 		t.Fatal(err)
@@ -125,7 +124,7 @@ func TestRotationByHand(t *testing.T) {
 
 func TestInterruptedRotation(t *testing.T) {
 	t.Parallel()
-	ca := keytest.NewEST(t, "gw1", "once", est.CertsOnly)
+	ca := keytest.NewEST(t, "gw1", "once")
 	s := estSite(t, ca)
 	if _, err := s.Enroll(t.Context(), "identity", Enrolment{Subject: pkix.Name{CommonName: "gw1"}}); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package keytest
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/pem"
 	"io"
@@ -19,8 +20,7 @@ type EST struct {
 	URL string
 	CA  *CA
 
-	t      testing.TB
-	encode func(...*x509.Certificate) ([]byte, error)
+	t testing.TB
 
 	mu       sync.Mutex // guards what follows
 	valid    time.Duration
@@ -32,10 +32,10 @@ type EST struct {
 	renewed  int
 }
 
-// NewEST starts one. encode writes a PKCS #7 with certificates alone; user and password are those of the first enrolment.
-func NewEST(t testing.TB, user, password string, encode func(...*x509.Certificate) ([]byte, error)) *EST {
+// NewEST starts one. user and password are those of the first enrolment.
+func NewEST(t testing.TB, user, password string) *EST {
 	t.Helper()
-	e := &EST{CA: NewCA(t), t: t, encode: encode, valid: time.Hour, age: time.Minute}
+	e := &EST{CA: NewCA(t), t: t, valid: time.Hour, age: time.Minute}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/est/cacerts", func(w http.ResponseWriter, _ *http.Request) { e.send(w, e.CA.Cert) })
 	mux.HandleFunc("GET /.well-known/est/csrattrs", func(w http.ResponseWriter, _ *http.Request) {
@@ -103,7 +103,7 @@ func NewEST(t testing.TB, user, password string, encode func(...*x509.Certificat
 }
 
 func (e *EST) send(w http.ResponseWriter, certs ...*x509.Certificate) {
-	b, err := e.encode(certs...)
+	b, err := CertsOnly(certs...)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -116,6 +116,33 @@ func (e *EST) send(w http.ResponseWriter, certs ...*x509.Certificate) {
 		s = s[76:]
 	}
 	io.WriteString(w, s+"\r\n")
+}
+
+// CertsOnly writes certificates as a degenerate SignedData (RFC 5751 section 3.7), DER.
+func CertsOnly(certs ...*x509.Certificate) ([]byte, error) {
+	var raw []byte
+	for _, c := range certs {
+		raw = append(raw, c.Raw...)
+	}
+	empty := asn1.RawValue{Tag: asn1.TagSet, IsCompound: true}
+	content, err := asn1.Marshal(struct{ Type asn1.ObjectIdentifier }{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}}) // data
+	if err != nil {
+		return nil, err
+	}
+	sd, err := asn1.Marshal(struct {
+		Version      int
+		Digests      asn1.RawValue
+		Content      asn1.RawValue
+		Certificates asn1.RawValue
+		Signers      asn1.RawValue
+	}{1, empty, asn1.RawValue{FullBytes: content}, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: raw}, empty})
+	if err != nil {
+		return nil, err
+	}
+	return asn1.Marshal(struct {
+		Type    asn1.ObjectIdentifier
+		Content asn1.RawValue
+	}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: sd}})
 }
 
 // Refuse has requests refused for a reason; "" ends it.
