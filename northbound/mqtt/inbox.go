@@ -13,7 +13,7 @@ import (
 
 const (
 	deliveries = 64   // publications that are delivered at once; what CONNECT announces as receive maximum
-	inboxMax   = 4096 // publications that a broker which knows no receive maximum may leave with us
+	inboxMax   = 4096 // publications that a broker which knows no receive maximum may leave with us; deliveries of the largest packet in octets
 	again      = 5 * time.Second
 )
 
@@ -31,7 +31,7 @@ type inbox struct {
 	workers int
 	unacked []*inbound // in order of arrival
 	waiting int        // publications in lanes
-	dropped int64      // QoS 0 publications for which there was no room
+	octets  int        // of their payloads
 }
 
 type inbound struct {
@@ -47,10 +47,9 @@ func (in *inbox) put(s *Session, p *packets.Publish) error {
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.waiting >= inboxMax {
+	if max(in.waiting, len(in.unacked)) >= inboxMax || in.octets/deliveries > s.opts.MaxPacket {
 		if p.QoS == 0 {
-			in.dropped++
-			return nil
+			return nil // nobody was promised anything
 		}
 		return errFlooded
 	}
@@ -65,6 +64,7 @@ func (in *inbox) put(s *Session, p *packets.Publish) error {
 	queue, known := in.lanes[lane]
 	in.lanes[lane] = append(queue, q)
 	in.waiting++
+	in.octets += len(p.Payload)
 	if known {
 		return nil
 	}
@@ -88,6 +88,7 @@ func (in *inbox) work(s *Session) {
 		settled := deliver(s.work, s.opts.Receive, q.p)
 		in.mu.Lock()
 		in.waiting--
+		in.octets -= len(q.p.Payload)
 		if rest := in.lanes[lane][1:]; len(rest) > 0 {
 			in.lanes[lane] = rest
 			in.ready = append(in.ready, lane)
@@ -95,6 +96,7 @@ func (in *inbox) work(s *Session) {
 			delete(in.lanes, lane)
 		}
 		if q.settled = settled; settled {
+			q.p = msg.Publication{QoS: q.p.QoS} // while it waits for its turn to be acknowledged, no more is needed
 			in.acknowledge(s)
 		}
 	}

@@ -251,6 +251,68 @@ func TestSessionOnASlowLineStays(t *testing.T) {
 	})
 }
 
+// flood answers CONNECT and sends n publications of a size, the first of which stays with the session for ever. It gives the cause of the session's end.
+func flood(t *testing.T, n, size int) error {
+	t.Helper()
+	near, far := net.Pipe()
+	var peer sync.WaitGroup
+	peer.Go(func() {
+		packets.ReadPacket(far)
+		(&packets.Connack{Properties: &packets.Properties{}}).WriteTo(far)
+		peer.Go(func() {
+			for {
+				if _, err := packets.ReadPacket(far); err != nil {
+					return
+				}
+			}
+		})
+		for i := range n {
+			p := packets.Publish{Topic: "other", QoS: 1, PacketID: uint16(i + 1), Payload: make([]byte, size), Properties: &packets.Properties{}}
+			if i == 0 {
+				p.Topic = "first"
+			}
+			if _, err := p.WriteTo(far); err != nil {
+				return
+			}
+			time.Sleep(time.Millisecond) // so that it is delivered before the next comes
+		}
+	})
+	s, err := mqtt.Start(t.Context(), near, mqtt.Options{Version: mqtt.V5, ClientID: "gw1", KeepAlive: 10 * time.Hour, Now: time.Now, Receive: func(ctx context.Context, p msg.Publication) error {
+		if p.Topic == "first" || size > 1<<10 {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		s.Close()
+		far.Close()
+		peer.Wait()
+	}()
+	select {
+	case <-s.Context().Done():
+		return context.Cause(s.Context())
+	case <-time.After(time.Hour):
+		return nil
+	}
+}
+
+// A broker that does not care for the receive maximum must not take all the memory there is.
+func TestABrokerThatSendsMoreThanCanBeHeldIsLeft(t *testing.T) {
+	for what, f := range map[string]struct{ n, size int }{"in number": {20_000, 10}, "in octets": {500, 1 << 20}} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				if err := flood(t, f.n, f.size); err == nil || !strings.Contains(err.Error(), "more publications than can be") {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
 func TestCauseOfAnEndedSessionIsWhatTheBrokerSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := broker.New(broker.Options{Published: func(string, broker.Message) broker.Verdict { return broker.Verdict{Kick: 0x98, Why: "spring cleaning"} }})
