@@ -16,7 +16,7 @@ func TestReloadTellsWhatChanged(t *testing.T) {
 	path := filepath.Join(dir, "drawbridge.toml")
 	parse := func(change ...string) *config.Config {
 		t.Helper()
-		c, err := config.Parse(path, []byte(strings.NewReplacer(change...).Replace(exampleIn(dir))), kinds)
+		c, err := config.Parse(path, []byte(strings.NewReplacer(change...).Replace(exampleIn(t, dir))), kinds)
 		if err != nil {
 			t.Fatal(err)
 		}

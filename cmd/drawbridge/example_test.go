@@ -19,7 +19,11 @@ func exampleSite(t *testing.T) (dir, text string) {
 	s.write("th-17.psk", "sealed")
 	s.write("press-3.password", "open sesame\n")
 	s.write("pin", "1234\n")
-	return s.dir, strings.Replace(string(config.Example()), "file:/etc/drawbridge/pin", "file:pin", 1)
+	example, err := os.ReadFile("../../config/example.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.dir, strings.Replace(string(example), "file:/etc/drawbridge/pin", "file:pin", 1)
 }
 
 func parseExample(t *testing.T, dir, text string) *config.Config {
