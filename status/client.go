@@ -55,17 +55,6 @@ func (c *Client) Reload(ctx context.Context) (r Reloaded, err error) {
 	return r, c.do(ctx, http.MethodPost, "/v1/reload", struct{}{}, &r)
 }
 
-// TestRoute asks what would become of a report.
-func (c *Client) TestRoute(ctx context.Context, t RouteTest) (r RouteResult, err error) {
-	return r, c.do(ctx, http.MethodPost, "/v1/routes/test", t, &r)
-}
-
-// Devices asks for a page of the devices that a search finds; all of them where it is empty.
-func (c *Client) Devices(ctx context.Context, search string, offset, limit int) (l DeviceList, err error) {
-	q := url.Values{"search": {search}, "offset": {strconv.Itoa(offset)}, "limit": {strconv.Itoa(limit)}}
-	return l, c.do(ctx, http.MethodGet, "/v1/devices?"+q.Encode(), nil, &l)
-}
-
 // DeadLetters asks for up to limit dead letters, oldest first, of one connector where that is not empty.
 func (c *Client) DeadLetters(ctx context.Context, connector string, limit int) (l []DeadLetter, err error) {
 	q := url.Values{"connector": {connector}, "limit": {strconv.Itoa(limit)}}
@@ -80,23 +69,6 @@ func (c *Client) Replay(ctx context.Context, connector string, ids []string) (in
 // Drop deletes dead letters; no ids means all of the connector, or all where that is empty too.
 func (c *Client) Drop(ctx context.Context, connector string, ids []string) (int, error) {
 	return c.act(ctx, "/v1/dead/drop", chosen{connector, ids})
-}
-
-// Disconnect ends a device's sessions and tells how many there were.
-func (c *Client) Disconnect(ctx context.Context, device string) (int, error) {
-	return c.act(ctx, "/v1/devices/disconnect", named{device})
-}
-
-// Pause holds a connector back.
-func (c *Client) Pause(ctx context.Context, connector string) error {
-	_, err := c.act(ctx, "/v1/connectors/pause", named{connector})
-	return err
-}
-
-// Resume lets a paused connector go on.
-func (c *Client) Resume(ctx context.Context, connector string) error {
-	_, err := c.act(ctx, "/v1/connectors/resume", named{connector})
-	return err
 }
 
 // Forget gives up what waits for a connector that is gone, and tells how many messages and dead letters there were.

@@ -163,10 +163,12 @@ func TestClientAsksAndActsOverTheSocket(t *testing.T) {
 	if r, err := c.Reload(ctx); err != nil || !reflect.DeepEqual(r.Restarted, []string{"connector plant"}) {
 		t.Errorf("reload: %+v, %v", r, err)
 	}
-	if r, err := c.TestRoute(ctx, RouteTest{Device: "th-17", Resource: "/sensors/temp"}); err != nil || r.Route != "sensors" || string(r.Payload) != `{"v":21.5}` {
+	var r RouteResult
+	if err := c.do(ctx, "POST", "/v1/routes/test", RouteTest{Device: "th-17", Resource: "/sensors/temp"}, &r); err != nil || r.Route != "sensors" || string(r.Payload) != `{"v":21.5}` {
 		t.Errorf("route: %+v, %v", r, err)
 	}
-	if l, err := c.Devices(ctx, "THERMO", 0, 10); err != nil || l.Total != 1 || l.Devices[0].Device != "th-17" {
+	var l DeviceList
+	if err := c.do(ctx, "GET", "/v1/devices?search=THERMO&limit=10", nil, &l); err != nil || l.Total != 1 || l.Devices[0].Device != "th-17" {
 		t.Errorf("devices: %+v, %v", l, err)
 	}
 	if l, err := c.DeadLetters(ctx, "cloud", 10); err != nil || len(l) != 1 || l[0].ID != "a" {
@@ -178,16 +180,16 @@ func TestClientAsksAndActsOverTheSocket(t *testing.T) {
 	if n, err := c.Drop(ctx, "plant", nil); n != 1 || err != nil {
 		t.Errorf("drop: %d, %v", n, err)
 	}
-	if n, err := c.Disconnect(ctx, "th-17"); n != 1 || err != nil {
+	if n, err := c.act(ctx, "/v1/devices/disconnect", named{"th-17"}); n != 1 || err != nil {
 		t.Errorf("disconnect: %d, %v", n, err)
 	}
-	if err := c.Pause(ctx, "cloud"); err != nil {
+	if _, err := c.act(ctx, "/v1/connectors/pause", named{"cloud"}); err != nil {
 		t.Errorf("pause: %v", err)
 	}
-	if err := c.Resume(ctx, "cloud"); err != nil {
+	if _, err := c.act(ctx, "/v1/connectors/resume", named{"cloud"}); err != nil {
 		t.Errorf("resume: %v", err)
 	}
-	if err := c.Pause(ctx, "moon"); err == nil || err.Error() != `connector "moon": unknown` {
+	if _, err := c.act(ctx, "/v1/connectors/pause", named{"moon"}); err == nil || err.Error() != `connector "moon": unknown` {
 		t.Errorf("pause: %v", err)
 	}
 	if n, err := c.Forget(ctx, "old"); n != 7 || err != nil {
