@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -50,7 +51,7 @@ func (s *Server) actions(mux *http.ServeMux) {
 	if a, ok := s.o.Source.(DeadLetters); ok {
 		mux.HandleFunc("GET /v1/dead", func(w http.ResponseWriter, r *http.Request) {
 			q := r.URL.Query()
-			letters, err := a.DeadLetters(r.Context(), q.Get("connector"), cmp.Or(atoi(q.Get("limit")), 100))
+			letters, err := a.DeadLetters(r.Context(), q.Get("connector"), min(cmp.Or(atoi(q.Get("limit")), 100), 1000))
 			if err != nil {
 				refuse(w, err)
 				return
@@ -116,7 +117,7 @@ type DeviceList struct {
 func listDevices(from DeviceLister, search string, offset, limit int) DeviceList {
 	search = strings.ToLower(search)
 	holds := func(s string) bool { return strings.Contains(strings.ToLower(s), search) }
-	start := max(0, offset)
+	start := min(max(0, offset), math.MaxInt/2) // beyond that there are none
 	end := start + min(cmp.Or(max(0, limit), 100), 1000)
 	var list DeviceList
 	order := func(a, b southbound.DeviceInfo) int {

@@ -1,7 +1,9 @@
 package status
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,10 +35,10 @@ func (m metrics) put(kind prometheus.ValueType, name, help string, value float64
 	m.ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("drawbridge_"+name, help, names, nil), kind, value, values...)
 }
 
-// split gives the names and the values of labels.
+// split gives the names and the values of labels. What a chip says of itself need not be text.
 func split(labels []string) (names, values []string) {
 	for pair := range slices.Chunk(labels, 2) {
-		names, values = append(names, pair[0]), append(values, pair[1])
+		names, values = append(names, pair[0]), append(values, strings.ToValidUTF8(pair[1], "?"))
 	}
 	return names, values
 }
@@ -173,7 +175,11 @@ func (m metrics) keys(s *Snapshot) {
 			m.gauge("key_certificate_end_seconds", "When the key's certificate ends, in Unix time.", seconds(k.Ends), "key", k.Name)
 		}
 	}
+	same := map[string]int{}
 	for _, c := range s.Chips {
+		if same[c.Chip]++; same[c.Chip] > 1 { // two tokens may have one label
+			c.Chip = fmt.Sprint(c.Chip, " ", same[c.Chip])
+		}
 		m.operations(c)
 		m.gauge("chip_queue_depth", "Operations that wait for the chip.", float64(c.Depth), "chip", c.Chip)
 		for _, f := range []struct {

@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -268,7 +269,7 @@ func (v *view) Machine(t time.Time) string { return t.UTC().Format(time.RFC3339)
 func (v *view) Until(t time.Time) string   { return v.L.span(max(0, t.Sub(v.Time))) }
 
 // Page gives the number of the page of a list, from 1.
-func (v *view) Page() int { return max(1, atoi(v.Query.Get("page"))) }
+func (v *view) Page() int { return min(max(1, atoi(v.Query.Get("page"))), math.MaxInt/2/pageLength) }
 
 // Pages gives how many there are.
 func (v *view) Pages() int { return max(1, (v.List.Total+pageLength-1)/pageLength) }
