@@ -26,6 +26,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/hwcrypto"
 )
@@ -204,12 +206,13 @@ func startIssuer(t *testing.T, c *chip) *issuer {
 
 // clients registers them, with the public keys of the chip.
 func (i *issuer) clients() {
-	set := func(key string) map[string]any {
-		jwk, err := auth.PublicJWK(i.chip.keys[key].Public())
+	set := func(key string) jose.JSONWebKeySet {
+		pub := i.chip.keys[key].Public()
+		kid, err := auth.Thumbprint(pub)
 		if err != nil {
 			i.t.Fatal(err)
 		}
-		return map[string]any{"keys": []json.RawMessage{jwk}}
+		return jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: pub, KeyID: kid, Use: "sig"}}}
 	}
 	const jwt, exchange, device = "urn:ietf:params:oauth:grant-type:jwt-bearer", "urn:ietf:params:oauth:grant-type:token-exchange", "urn:ietf:params:oauth:grant-type:device_code"
 	base := func(id, method string, grants ...string) map[string]any {

@@ -40,19 +40,6 @@ func Thumbprint(pub crypto.PublicKey) (string, error) {
 	return base64.RawURLEncoding.EncodeToString(sum), err
 }
 
-// PublicJWK gives the public key as a JSON web key, with its kid, use and alg: what an issuer is told of a client.
-func PublicJWK(pub crypto.PublicKey) ([]byte, error) {
-	alg, err := signatureAlgorithm(pub)
-	if err != nil {
-		return nil, err
-	}
-	kid, err := Thumbprint(pub)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(jose.JSONWebKey{Key: pub, KeyID: kid, Algorithm: string(alg), Use: "sig"})
-}
-
 // saltAsLongAsHash makes PSS signatures as RFC 7518 section 3.5 wants them: go-jose asks for the longest salt that fits.
 type saltAsLongAsHash struct{ crypto.Signer }
 
