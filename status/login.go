@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -47,9 +48,11 @@ const (
 const (
 	loginName    = "__Host-login"
 	loginWithin  = 10 * time.Minute
-	maxLogins    = 100
+	loginsEach   = 100 // log-ins at the issuer that one network may have begun; then its oldest goes
+	maxLogins    = 1000
 	maxPassword  = 1024
 	issuerAnswer = 15 * time.Second
+	issuerPause  = 5 * time.Second // after a discovery that failed
 )
 
 // door keeps out those who have not logged in.
@@ -60,15 +63,20 @@ type door struct {
 	throttle throttle
 	hashing  chan struct{} // holds one while a password is checked, which takes much memory
 
-	mu       sync.Mutex
-	provider *oidc.Provider      // guarded by mu; nil until discovered
-	started  map[string]*started // guarded by mu; log-ins at the issuer, by state
+	finding  sync.Mutex
+	provider *oidc.Provider // guarded by finding; nil until discovered
+	failed   error          // guarded by finding; of the last discovery
+	failedAt time.Time      // guarded by finding
+
+	mu      sync.Mutex
+	started map[string]*started // guarded by mu; log-ins at the issuer, by state
 }
 
 // started is a log-in that is at the issuer.
 type started struct {
 	nonce, verifier, next, redirect string
 	at                              time.Time
+	from                            netip.Prefix
 }
 
 func newDoor(s *Server, l Login) *door {
@@ -203,21 +211,26 @@ func (d *door) leave(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }
 
-// client gives what is asked of the issuer, which is discovered when somebody first logs in there.
+// discover asks the issuer for its endpoints when somebody first logs in there: one question at a time, and none shortly after
+// one that failed, for anybody can have it asked.
+func (d *door) discover(ctx context.Context) (*oidc.Provider, error) {
+	d.finding.Lock()
+	defer d.finding.Unlock()
+	now := d.s.o.Now()
+	if d.provider != nil || d.failed != nil && now.Sub(d.failedAt).Abs() < issuerPause {
+		return d.provider, d.failed
+	}
+	// The provider keeps the context for its keys: it must outlive the request.
+	d.provider, d.failed = oidc.NewProvider(oidc.ClientContext(context.WithoutCancel(ctx), d.Issuer.Client), d.Issuer.URL)
+	d.failedAt = d.s.o.Now()
+	return d.provider, d.failed
+}
+
+// client gives what is asked of the issuer.
 func (d *door) client(ctx context.Context, redirect string) (*oauth2.Config, *oidc.IDTokenVerifier, error) {
-	d.mu.Lock()
-	provider := d.provider
-	d.mu.Unlock()
-	if provider == nil {
-		// The provider keeps the context for its keys: it must outlive the request.
-		found, err := oidc.NewProvider(oidc.ClientContext(context.WithoutCancel(ctx), d.Issuer.Client), d.Issuer.URL)
-		if err != nil {
-			return nil, nil, err
-		}
-		provider = found
-		d.mu.Lock()
-		d.provider = provider
-		d.mu.Unlock()
+	provider, err := d.discover(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	c := &oauth2.Config{ClientID: d.Issuer.ClientID, Endpoint: provider.Endpoint(), RedirectURL: redirect, Scopes: []string{oidc.ScopeOpenID, "profile"}}
 	c.Endpoint.AuthStyle = oauth2.AuthStyleInParams
@@ -249,24 +262,40 @@ func (d *door) begin(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	state := rand.Text()
-	l := &started{nonce: rand.Text(), verifier: oauth2.GenerateVerifier(), next: onward(r.URL.Query().Get("next")), redirect: redirect, at: d.s.o.Now()}
-	d.mu.Lock()
-	for s, old := range d.started {
-		if d.s.o.Now().Sub(old.at) > loginWithin {
-			delete(d.started, s)
-		}
-	}
-	full := len(d.started) >= maxLogins
-	if !full {
-		d.started[state] = l
-	}
-	d.mu.Unlock()
-	if full {
+	l := &started{nonce: rand.Text(), verifier: oauth2.GenerateVerifier(), next: onward(r.URL.Query().Get("next")), redirect: redirect, at: d.s.o.Now(),
+		from: networkOf(r.RemoteAddr)}
+	if !d.keep(state, l) {
 		d.show(w, r, http.StatusServiceUnavailable, "login.often")
 		return
 	}
 	http.SetCookie(w, &http.Cookie{Name: loginName, Value: state, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(loginWithin.Seconds())})
 	http.Redirect(w, r, c.AuthCodeURL(state, oidc.Nonce(l.nonce), oauth2.S256ChallengeOption(l.verifier)), http.StatusSeeOther)
+}
+
+// keep notes a log-in that begins, unless there are too many.
+func (d *door) keep(state string, l *started) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	oldest, same := "", 0
+	for s, old := range d.started {
+		switch {
+		case l.at.Sub(old.at) > loginWithin:
+			delete(d.started, s)
+		case old.from == l.from:
+			same++
+			if oldest == "" || old.at.Before(d.started[oldest].at) {
+				oldest = s
+			}
+		}
+	}
+	if same >= loginsEach {
+		delete(d.started, oldest)
+	}
+	if len(d.started) >= maxLogins {
+		return false
+	}
+	d.started[state] = l
+	return true
 }
 
 // callback takes the browser back from the issuer.
