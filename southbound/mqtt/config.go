@@ -24,8 +24,10 @@ type Config struct {
 	// the standard has it; "refuse" refuses the second.
 	Takeover string `toml:"takeover"`
 
-	ConnectTimeout   config.Duration `toml:"connect_timeout"` // from the TCP connection to CONNECT, TLS handshake included
-	MaxKeepAlive     config.Duration `toml:"max_keep_alive"`  // a longer one, or none, is cut to this
+	// ConnectTimeout is from the TCP connection to CONNECT, TLS handshake included. It is longer than a chip has for an operation: what is slow
+	// is then said to be the chip, not the device.
+	ConnectTimeout   config.Duration `toml:"connect_timeout"`
+	MaxKeepAlive     config.Duration `toml:"max_keep_alive"` // a longer one, or none, is cut to this
 	MaxConnections   int             `toml:"max_connections"`
 	MaxHalfOpen      int             `toml:"max_half_open"` // connections that have not logged in yet
 	MaxPacket        config.Size     `toml:"max_packet"`
@@ -48,7 +50,7 @@ func defaults() *Config {
 	return &Config{
 		Listen: ":8883", Transport: "tcp", Security: []string{"tls"}, Auth: []string{"x509", "password"},
 		ClientID: "bound", Takeover: "accept",
-		ConnectTimeout: config.Duration(10 * time.Second), MaxKeepAlive: config.Duration(30 * time.Minute),
+		ConnectTimeout: config.Duration(15 * time.Second), MaxKeepAlive: config.Duration(30 * time.Minute),
 		MaxConnections: 20000, MaxHalfOpen: 1000, MaxPacket: 256 << 10, ReceiveMaximum: 1000,
 		MaxSessions: 100, MaxSubscriptions: 100, MaxTopicLevels: 32, MaxSessionExpiry: config.Duration(7 * 24 * time.Hour),
 		MaxQueued: 1000, MaxQueuedBytes: 8 << 20, MaxQueuedTotal: 64 << 20, QueueFull: "drop-new", MaxRetained: 10000, MaxRetainedSize: 64 << 20,
