@@ -169,7 +169,7 @@ func TestECDHEInTheChip(t *testing.T) {
 		d.Configure = func(s *southtest.Site, cfg any, listen string) {
 			with(s, cfg, listen)
 			cfg.(*Config).ECDHE = inChip
-			cfg.(*Config).HandshakeTimeout = config.Duration(2 * time.Second)
+			cfg.(*Config).HandshakeTimeout = config.Duration(5 * time.Second)
 		}
 		b := southtest.Start(t, d)
 		for _, security := range []string{"psk", "x509"} {

@@ -41,7 +41,7 @@ func (w *wire) deliver(m msg.Message) func() (msg.Reply, error) {
 		select {
 		case r := <-c:
 			return r.r, r.err
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			return msg.Reply{}, errors.New("Deliver does not return")
 		}
 	}

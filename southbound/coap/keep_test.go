@@ -190,7 +190,7 @@ func (g *gateway) start(t testing.TB) {
 	t.Helper()
 	args := append(append([]string(nil), g.within...), os.Args[0], "-test.run=^TestServeForAnother$")
 	g.cmd = exec.Command(args[0], args[1:]...)
-	g.cmd.Env = append(os.Environ(), "DRAWBRIDGE_TEST_SERVE="+g.dir, "DRAWBRIDGE_TEST_LISTEN="+g.listen, "DRAWBRIDGE_TEST_OBSERVE="+g.observe)
+	g.cmd.Env = append(os.Environ(), "DRAWBRIDGE_TEST_SERVE="+g.dir, "DRAWBRIDGE_TEST_LISTEN="+g.listen, "DRAWBRIDGE_TEST_OBSERVE="+g.observe, "TMPDIR="+t.TempDir())
 	out, err := g.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
