@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdh"
-	"crypto/tls"
-	"io"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -19,29 +17,6 @@ const ECDHP256 Algorithm = "ecdh-p256"
 // module that signs has it; crypto.Signer, which knows no context, is served by it.
 type ContextSigner interface {
 	SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
-}
-
-// InPlace has the certificate's key sign on the goroutine that asks (WithPatience), until ctx ends. A handshake by it is not to be waited for
-// without a time: it may hang with the chip.
-func InPlace(ctx context.Context, c tls.Certificate) tls.Certificate {
-	if s, ok := c.PrivateKey.(contextSigner); ok {
-		c.PrivateKey = &patient{s, WithPatience(ctx)}
-	}
-	return c
-}
-
-type contextSigner interface {
-	crypto.Signer
-	ContextSigner
-}
-
-type patient struct {
-	contextSigner
-	ctx context.Context
-}
-
-func (p *patient) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return p.SignContext(p.ctx, digest, opts)
 }
 
 // Ephemeral is a key on P-256 for one agreement. In a chip it was made, and does not leave it; Close is for one that is not used.

@@ -179,19 +179,22 @@ func (v View) Unseal(ctx context.Context, sealed []byte) ([]byte, error) {
 
 func sealedAAD(name string) []byte { return []byte("drawbridge sealed v1\x00" + name) }
 
-// signer is a key that signs for one user, as long as the ring lives.
+// signer is a key that signs for one user; without a context, as long as the ring lives.
 type signer struct {
-	ctx context.Context
+	ctx  context.Context
+	user string
 	hwcrypto.Key
 }
 
-func (v View) signer(k hwcrypto.Key) crypto.Signer {
-	return &signer{hwcrypto.WithUser(v.r.ctx, v.user), k}
-}
+func (v View) signer(k hwcrypto.Key) crypto.Signer { return &signer{v.r.ctx, v.user, k} }
 
 func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return s.SignContext(s.ctx, digest, opts)
+}
+
+func (s *signer) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if c, ok := s.Key.(hwcrypto.ContextSigner); ok {
-		return c.SignContext(s.ctx, digest, opts)
+		return c.SignContext(hwcrypto.WithUser(ctx, s.user), digest, opts)
 	}
 	return s.Key.Sign(nil, digest, opts)
 }

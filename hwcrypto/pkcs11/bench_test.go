@@ -3,9 +3,9 @@
 package pkcs11
 
 import (
+	"context"
 	"crypto"
 	"crypto/tls"
-	"fmt"
 	"io"
 	"testing"
 
@@ -55,11 +55,22 @@ func BenchmarkBesideModule(b *testing.B) {
 	}
 	k := made.(*signer)
 	digest := make([]byte, 32)
-	for _, callers := range []int{1, 8} {
-		b.Run(fmt.Sprintf("signatures, callers=%d", callers), func(b *testing.B) {
-			keytest.Beside(b, fmt.Sprintf("SoftHSM2 ECDSA P-256 signatures, callers: %d", callers), callers, 1,
+	inPlace := hwcrypto.WithPatience(b.Context(), func(error) {})
+	for _, c := range []struct {
+		what    string
+		ctx     context.Context
+		callers int
+	}{
+		{"callers: 1", inPlace, 1},
+		{"callers: 8", inPlace, 8},
+		// What it costs to be given back in time: most where a processor idles, which is woken each time.
+		{"callers: 1, handed over", b.Context(), 1},
+		{"callers: 8, handed over", b.Context(), 8},
+	} {
+		b.Run("signatures, "+c.what, func(b *testing.B) {
+			keytest.Beside(b, "SoftHSM2 ECDSA P-256 signatures, "+c.what, c.callers, 1,
 				func(testing.TB) func() error {
-					return func() error { _, err := k.Sign(nil, digest, crypto.SHA256); return err }
+					return func() error { _, err := k.SignContext(c.ctx, digest, crypto.SHA256); return err }
 				},
 				func(t testing.TB) func() error {
 					raw := k.bare(t)
@@ -67,32 +78,19 @@ func BenchmarkBesideModule(b *testing.B) {
 				})
 		})
 	}
-	// A call into a module cannot be interrupted, so whoever wants to be given back must wait for it from another goroutine. What that alone costs,
-	// which is most where a processor idles and is woken each time, is in both sides here.
-	b.Run("signatures, hand-over in both", func(b *testing.B) {
-		keytest.Beside(b, "SoftHSM2 ECDSA P-256 signatures, callers: 1, hand-over in both", 1, 1,
-			func(testing.TB) func() error {
-				return func() error { _, err := k.Sign(nil, digest, crypto.SHA256); return err }
-			},
-			func(t testing.TB) func() error {
-				raw := k.bare(t)
-				return func() error {
-					done := make(chan error)
-					go func() { _, err := raw.Sign(nil, digest, crypto.SHA256); done <- err }()
-					return <-done
-				}
-			})
-	})
 	b.Run("handshakes", func(b *testing.B) {
 		ca := keytest.NewCA(b)
 		client := keytest.NewSoftwareCertificate(b, ca, "client")
 		cert := ca.Certificate(b, k, "server")
-		handshake := func(with crypto.Signer) func() error {
-			own := cert
-			own.PrivateKey = with
+		handshake := func(own tls.Certificate) func() error {
 			return func() error { return ca.Handshake(tls.VersionTLS12, own, client) }
 		}
 		keytest.Beside(b, "TLS 1.2 handshakes with the server's key in SoftHSM2", 2, 1,
-			func(testing.TB) func() error { return handshake(k) }, func(t testing.TB) func() error { return handshake(k.bare(t)) })
+			func(testing.TB) func() error { return handshake(*hwcrypto.CertificateFor(inPlace, &cert)) },
+			func(t testing.TB) func() error {
+				own := cert
+				own.PrivateKey = k.bare(t)
+				return handshake(own)
+			})
 	})
 }

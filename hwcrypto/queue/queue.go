@@ -4,12 +4,17 @@
 // has waiting; each user has at most Depth operations waiting, what is above is refused at once; nobody waits longer than Timeout for
 // a turn and Timeout for the operation. An operation that does not return is given up: its turn passes to others, and
 // the error names the chip. While too many such operations hang, new ones are refused rather than hung as well.
+//
+// Nothing can interrupt a call into a chip's driver. So that its caller is given back all the same, an operation is handed to another
+// goroutine. That wakes a processor where one idles, which costs as much as a third of a signature of a chip in software: who is
+// patient (hwcrypto.WithPatience) has its operations run on its own goroutine, and is given back when they return.
 package queue
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,12 +37,15 @@ type Queue struct {
 	tooLate error
 
 	mu      sync.Mutex // guards what follows
-	running int
+	busy    int        // turns taken
+	runs    []*operation
 	hung    int                  // operations given up that have not returned
 	waiting map[string][]*ticket // per user, first come first
 	turn    []string             // users with waiting operations, in the order of their turns
 	stats   hwcrypto.QueueStats
-	idle    []*worker // without an operation, at most as many as may run at once
+	idle    []*worker   // without an operation, at most as many as may run at once
+	timer   *time.Timer // goes off when the time of an operation may be over; nil before the first
+	armed   bool        // it will go off
 	closed  bool
 }
 
@@ -68,7 +76,7 @@ func (q *Queue) Stats() hwcrypto.QueueStats {
 	defer q.mu.Unlock()
 	s := q.stats
 	s.Histogram = append([]uint64(nil), s.Histogram...)
-	s.Depth = q.running
+	s.Depth = q.busy
 	for _, w := range q.waiting {
 		s.Depth += len(w)
 	}
@@ -92,22 +100,29 @@ func Call[T any](ctx context.Context, q *Queue, f func(context.Context) (T, erro
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	v := new(T) // the operation's until it is done
-	o := &operation{cancel: cancel, done: make(chan struct{}), run: func() error {
+	o := &operation{cancel: cancel, gaveUp: hwcrypto.Patience(ctx), run: func() error {
 		var err error
 		*v, err = f(ctx)
 		return err
 	}}
-	q.begin(o)
-	select {
-	case <-o.done:
-	case <-ctx.Done():
-		if q.abandon(o) {
-			return zero, context.Cause(ctx)
+	if o.gaveUp != nil {
+		q.begin(o)
+		q.do(o)
+		q.end(o)
+	} else {
+		o.done = make(chan struct{})
+		q.handOver(o)
+		select {
+		case <-o.done:
+		case <-ctx.Done():
+			if q.abandon(o) {
+				return zero, context.Cause(ctx)
+			}
+			<-o.done // both at the same moment: a result that is there counts
 		}
-		<-o.done // both at the same moment: a result that is there counts
 	}
 	// An operation that was interrupted for its time may return just before that is seen here: its time is the reason.
-	if o.err != nil && ctx.Err() != nil {
+	if o.abandoned || o.err != nil && ctx.Err() != nil {
 		return zero, context.Cause(ctx)
 	}
 	return *v, o.err
@@ -118,6 +133,9 @@ func (q *Queue) Close() {
 	q.mu.Lock()
 	idle := q.idle
 	q.idle, q.closed = nil, true
+	if q.timer != nil && len(q.runs) == 0 {
+		q.timer.Stop()
+	}
 	q.mu.Unlock()
 	for _, w := range idle {
 		close(w.next)
@@ -137,8 +155,8 @@ func (q *Queue) enter(ctx context.Context) error {
 		q.mu.Unlock()
 		return fmt.Errorf("%s: %w: %d operations never returned", q.o.Chip, hwcrypto.ErrTimeout, 2*q.o.Workers+2)
 	}
-	if q.running < q.o.Workers && len(q.turn) == 0 {
-		q.running++
+	if q.busy < q.o.Workers && len(q.turn) == 0 {
+		q.busy++
 		q.mu.Unlock()
 		return nil
 	}
@@ -169,7 +187,7 @@ func (q *Queue) enter(ctx context.Context) error {
 	defer q.mu.Unlock()
 	select {
 	case <-t.ready: // the turn came at the same moment: pass it on
-		q.running--
+		q.busy--
 		q.next()
 	default:
 		q.leave(user, t)
@@ -200,7 +218,7 @@ func (q *Queue) leave(user string, t *ticket) {
 
 // next hands free turns to the users in order. q.mu is held.
 func (q *Queue) next() {
-	for q.running < q.o.Workers && len(q.turn) > 0 {
+	for q.busy < q.o.Workers && len(q.turn) > 0 {
 		user := q.turn[0]
 		q.turn = q.turn[1:]
 		list := q.waiting[user]
@@ -211,7 +229,7 @@ func (q *Queue) next() {
 		} else {
 			delete(q.waiting, user)
 		}
-		q.running++
+		q.busy++
 		close(t.ready)
 	}
 }
@@ -220,27 +238,121 @@ func (q *Queue) next() {
 type operation struct {
 	run    func() error
 	cancel context.CancelCauseFunc
-	done   chan struct{} // closed when it has returned to who waits for it
-	err    error         // good then
+	gaveUp func(error)   // of a caller with patience, else nil
+	done   chan struct{} // closed when it has returned; nil where its caller runs it
+	err    error         // good when it has returned
 
-	begin     time.Time
-	abandoned bool // guarded by the queue's mu
+	started   time.Time
+	abandoned bool // guarded by the queue's mu until it has returned
 	over      bool // guarded by the queue's mu
 }
 
+// begin counts the operation's time from now on. One timer looks for all, and is not set and stopped for each, which may wake a thread.
+func (q *Queue) begin(o *operation) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.started(o)
+}
+
+func (q *Queue) started(o *operation) {
+	o.started = time.Now()
+	q.runs = append(q.runs, o)
+	switch {
+	case q.armed:
+		return
+	case q.timer == nil:
+		q.timer = time.AfterFunc(q.o.Timeout, q.look)
+	default:
+		q.timer.Reset(q.o.Timeout)
+	}
+	q.armed = true
+}
+
+// look gives up the operations whose time is over.
+func (q *Queue) look() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.armed = false
+	for _, o := range slices.Clone(q.runs) {
+		if time.Since(o.started) >= q.o.Timeout {
+			q.giveUp(o)
+			o.cancel(q.tooSlow)
+			if o.gaveUp != nil {
+				o.gaveUp(q.tooSlow)
+			}
+		}
+	}
+	if len(q.runs) > 0 { // in the order in which they began
+		q.armed = true
+		q.timer.Reset(q.o.Timeout - time.Since(q.runs[0].started))
+	}
+}
+
+// do runs an operation; a panic is an error.
+func (q *Queue) do(o *operation) {
+	defer func() {
+		if p := recover(); p != nil {
+			o.err = fmt.Errorf("%s: panic in an operation: %v", q.o.Chip, p)
+		}
+	}()
+	o.err = o.run()
+}
+
+// end gives the turn on.
+func (q *Queue) end(o *operation) {
+	took := time.Since(o.started)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ended(o, took)
+}
+
+func (q *Queue) ended(o *operation, took time.Duration) {
+	o.over = true
+	if o.abandoned {
+		q.hung--
+		return
+	}
+	q.release(o)
+	q.count(took, o.err)
+}
+
+// release takes an operation out of those that run, and gives its turn on.
+func (q *Queue) release(o *operation) {
+	i := slices.Index(q.runs, o)
+	q.runs = slices.Delete(q.runs, i, i+1)
+	q.busy--
+	q.next()
+}
+
+// abandon gives the turn of an operation that nobody waits for to others. It tells whether it did: the operation may have returned meanwhile.
+func (q *Queue) abandon(o *operation) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if o.over {
+		return o.abandoned
+	}
+	if !o.abandoned {
+		q.giveUp(o)
+	}
+	return true
+}
+
+func (q *Queue) giveUp(o *operation) {
+	o.abandoned = true
+	q.stats.TimedOut++
+	q.hung++
+	q.release(o)
+}
+
 // worker is a goroutine that runs operations one after another, and is kept: a new one would have to grow its stack for every operation.
-// Its timer is not set and stopped for each either, which may wake a thread, but looks when it goes off what is running then.
 type worker struct {
 	q     *Queue
 	next  chan *operation
 	ended chan struct{}
-	op    *operation  // that runs; guarded by q.mu
-	timer *time.Timer // guarded by q.mu
-	armed bool        // the timer will go off; guarded by q.mu
 }
 
-// begin has a worker run the operation.
-func (q *Queue) begin(o *operation) {
+// handOver has a worker run the operation.
+func (q *Queue) handOver(o *operation) {
 	q.mu.Lock()
 	var w *worker
 	if n := len(q.idle); n > 0 {
@@ -248,16 +360,9 @@ func (q *Queue) begin(o *operation) {
 		q.idle = q.idle[:n-1]
 	} else {
 		w = &worker{q: q, next: make(chan *operation, 1), ended: make(chan struct{})}
-		w.timer = time.AfterFunc(q.o.Timeout, w.look)
-		w.armed = true
 		go w.work()
 	}
-	o.begin = time.Now()
-	w.op = o
-	if !w.armed {
-		w.armed = true
-		w.timer.Reset(q.o.Timeout)
-	}
+	q.started(o)
 	q.mu.Unlock()
 	w.next <- o
 }
@@ -265,60 +370,25 @@ func (q *Queue) begin(o *operation) {
 // work runs operations until the queue has no more use for the worker.
 func (w *worker) work() {
 	defer close(w.ended)
-	defer w.timer.Stop()
 	for o := range w.next {
-		o.err = w.guard(o)
+		w.q.do(o)
 		if kept := w.returned(o); !kept {
 			return
 		}
 	}
 }
 
-// guard runs an operation; a panic is an error.
-func (w *worker) guard(o *operation) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%s: panic in an operation: %v", w.q.o.Chip, p)
-		}
-	}()
-	return o.run()
-}
-
-// look ends the operation's context where its time is over.
-func (w *worker) look() {
-	w.q.mu.Lock()
-	defer w.q.mu.Unlock()
-	w.armed = false
-	if w.op == nil {
-		return
-	}
-	if left := w.q.o.Timeout - time.Since(w.op.begin); left > 0 {
-		w.armed = true
-		w.timer.Reset(left)
-		return
-	}
-	w.op.cancel(w.q.tooSlow)
-}
-
-// returned gives the turn on, and tells whether the worker is kept.
+// returned ends the operation, and tells whether the worker is kept.
 func (w *worker) returned(o *operation) bool {
-	took := time.Since(o.begin)
+	took := time.Since(o.started)
 	q := w.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	w.op = nil
 	kept := !q.closed && len(q.idle) < q.o.Workers
 	if kept {
 		q.idle = append(q.idle, w)
 	}
-	o.over = true
-	if o.abandoned {
-		q.hung--
-		return kept
-	}
-	q.running--
-	q.next()
-	q.count(took, o.err)
+	q.ended(o, took)
 	close(o.done)
 	return kept
 }
@@ -344,19 +414,4 @@ func (q *Queue) count(took time.Duration, err error) {
 // answer tells whether an error is what the chip was asked for, rather than a fault of it.
 func answer(err error) bool {
 	return errors.Is(err, hwcrypto.ErrNoKey) || errors.Is(err, hwcrypto.ErrKeyExists) || errors.Is(err, hwcrypto.ErrNotSealed)
-}
-
-// abandon gives the turn of an operation that hangs to others. It tells whether it did: the operation may have returned meanwhile.
-func (q *Queue) abandon(o *operation) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if o.over {
-		return false
-	}
-	o.abandoned = true
-	q.stats.TimedOut++
-	q.hung++
-	q.running--
-	q.next()
-	return true
 }
