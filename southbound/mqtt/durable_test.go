@@ -161,7 +161,7 @@ func TestSessionsEnd(t *testing.T) {
 	}
 	sub, _ := connect5(t, b, "sub", short)
 	sub.subscribe("a", 1)
-	sub.nc.Close()
+	sub.drop()
 	time.Sleep(1700 * time.Millisecond) // session expiry is in whole seconds of the real clock
 	if _, ack := connect5(t, b, "sub", short); ack.SessionPresent {
 		t.Error("the session has not expired")

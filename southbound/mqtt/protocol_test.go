@@ -173,7 +173,7 @@ func TestProtocol(t *testing.T) {
 				w, _ := connect5(t, b, "back", func(c *packets5.Connect) {
 					durable(c)
 					c.WillFlag, c.WillTopic, c.WillMessage = true, "delayed", []byte("x")
-					c.WillProperties = &packets5.Properties{WillDelayInterval: ptr(uint32(1))}
+					c.WillProperties = &packets5.Properties{WillDelayInterval: ptr(uint32(2))}
 				})
 				w.nc.Close()
 			}
@@ -205,10 +205,10 @@ func TestProtocol(t *testing.T) {
 			w.closed(0x99)
 		},
 		"keep alive is enforced": func(t *testing.T) {
-			w, _ := connect5(t, b, "quiet", func(c *packets5.Connect) { c.KeepAlive = 1 })
 			began := time.Now()
+			w, _ := connect5(t, b, "quiet", func(c *packets5.Connect) { c.KeepAlive = 1 })
 			w.closed(0x8d)
-			if d := time.Since(began); d < 1400*time.Millisecond || d > 5*time.Second {
+			if d := time.Since(began); d < 1400*time.Millisecond {
 				t.Errorf("closed after %v", d)
 			}
 		},
@@ -277,7 +277,7 @@ func TestPolicy(t *testing.T) {
 	}
 	w.send(&packets5.Publish{Topic: "local", Payload: []byte("x"), QoS: 1, PacketID: 5, Properties: &packets5.Properties{}})
 	for range 2 { // PUBACK and the message, in either order
-		if _, err := w.next(10 * time.Second); err != nil {
+		if _, err := w.next(patience); err != nil {
 			t.Fatal(err)
 		}
 	}

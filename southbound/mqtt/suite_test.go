@@ -125,7 +125,7 @@ var driver3 = func() southtest.Driver {
 	d.Codes = map[msg.Reason]string{0: "yes", msg.NoRoute: "yes"}
 	d.Dial = func(_ context.Context, s *southtest.Site, addr net.Addr, device string, secret []byte) (southtest.Device, error) {
 		o := paho3.NewClientOptions().AddBroker("tls://" + addr.String()).SetClientID(device).SetUsername(device).SetPassword(string(secret)).
-			SetTLSConfig(clientTLS(s)).SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(5 * time.Second).SetOrderMatters(false).
+			SetTLSConfig(clientTLS(s)).SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(patience).SetOrderMatters(false).
 			SetWriteTimeout(5 * time.Second) // else a publish as the connection ends may wait for half a minute
 		c := paho3.NewClient(o)
 		token := c.Connect()

@@ -29,7 +29,7 @@ func TestContractWebSocket(t *testing.T) {
 	}
 	d.Dial = func(_ context.Context, s *southtest.Site, addr net.Addr, device string, secret []byte) (southtest.Device, error) {
 		o := paho3.NewClientOptions().AddBroker("wss://" + addr.String() + webPath).SetClientID(device).SetUsername(device).SetPassword(string(secret)).
-			SetTLSConfig(clientTLS(s)).SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(5 * time.Second).SetOrderMatters(false)
+			SetTLSConfig(clientTLS(s)).SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(patience).SetOrderMatters(false)
 		c := paho3.NewClient(o)
 		token := c.Connect()
 		token.Wait()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,6 +34,7 @@ func plain(change func(*Config)) southtest.Driver {
 // wire is a client that says what the test tells it to, octet by octet if need be. It reads with a codec that is not ours.
 type wire struct {
 	t     *testing.T
+	b     *southtest.Bench
 	nc    net.Conn
 	early []*packets5.Publish // came while an acknowledgement was awaited
 }
@@ -47,7 +49,7 @@ func open(t *testing.T, b *southtest.Bench) *wire {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	return &wire{t: t, nc: nc}
+	return &wire{t: t, b: b, nc: nc}
 }
 
 // connect5 connects with MQTT 5 and gives what CONNACK said.
@@ -95,7 +97,7 @@ func (w *wire) read(wait time.Duration) (packets5.Packet, error) {
 // expect reads the next packet, which must be a P.
 func expect[P packets5.Packet](w *wire) P {
 	w.t.Helper()
-	p, err := w.read(10 * time.Second)
+	p, err := w.read(patience)
 	if err != nil {
 		w.t.Fatalf("waiting for a %T: %v", *new(P), err)
 	}
@@ -138,7 +140,7 @@ func (w *wire) closed(code byte) {
 			w.t.Errorf("DISCONNECT 0x%02x %q, want 0x%02x", d.ReasonCode, d.Properties.ReasonString, code)
 		}
 	}
-	w.nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	w.nc.SetReadDeadline(time.Now().Add(patience))
 	if n, err := io.Copy(io.Discard, w.nc); n != 0 || err != nil && !strings.Contains(err.Error(), "reset") {
 		w.t.Errorf("%d more octets, %v; want the end of the connection", n, err)
 	}
@@ -167,7 +169,7 @@ func (w *wire) publish(topic, payload string, qos byte, id uint16, p *packets5.P
 	w.t.Helper()
 	w.send(&packets5.Publish{Topic: topic, Payload: []byte(payload), QoS: qos, PacketID: id, Properties: orNone(p)})
 	for qos > 0 {
-		p, err := w.next(10 * time.Second)
+		p, err := w.next(patience)
 		switch p := p.(type) {
 		case *packets5.Puback:
 			return p.ReasonCode
@@ -196,7 +198,7 @@ func (w *wire) take() *packets5.Publish {
 	if len(w.early) > 0 {
 		m, w.early = w.early[0], w.early[1:]
 	} else {
-		p, err := w.next(10 * time.Second)
+		p, err := w.next(patience)
 		var ok bool
 		if m, ok = p.(*packets5.Publish); err != nil || !ok {
 			w.t.Fatalf("heard %T %+v, %v; want a PUBLISH", p, p, err)
@@ -221,10 +223,31 @@ func (w *wire) hears(topic, payload string) *packets5.Publish {
 	return p
 }
 
+// goodbye sends DISCONNECT and waits until the broker has let go of the connection.
 func (w *wire) goodbye() {
 	w.t.Helper()
 	w.send(&packets5.Disconnect{Properties: &packets5.Properties{}})
+	w.drop()
+}
+
+// drop ends the connection without a word and waits until the broker has noticed.
+func (w *wire) drop() {
+	w.t.Helper()
+	mine := w.nc.LocalAddr().String()
 	w.nc.Close()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		attached := slices.ContainsFunc(w.b.Listener.(*listener).broker.all(), func(s *session) bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.conn != nil && s.conn.remote == mine
+		})
+		if !attached {
+			return
+		}
+		if time.Now().After(end) {
+			w.t.Fatal("the broker does not let go of the connection")
+		}
+	}
 }
 
 // restart stops the listener and serves anew on another port, as a gateway that is started again does.
