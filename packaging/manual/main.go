@@ -29,7 +29,7 @@ func main() {
 	}
 }
 
-const about = `Devices come in over CoAP/DTLS, LwM2M and MQTT/TLS; clouds are reached over MQTT/TLS. What a device reports is on disk before it is told yes.
+const about = `Devices come in over CoAP/DTLS and MQTT/TLS; clouds are reached over MQTT/TLS, HTTPS and oneM2M. What a device reports is on disk before it is told yes.
 Private keys live in a PKCS#11 token or a TPM 2.0. One file, /etc/drawbridge/drawbridge.toml, says all; every setting with its default stands in
 /usr/share/doc/drawbridge/example.toml.`
 

@@ -109,27 +109,80 @@ func licences(m module) (texts []string, err error) {
 	return texts, nil
 }
 
+// terms are the licences in use, by their SPDX identifiers, each with words that no other has.
+var terms = []struct{ id, words string }{
+	{"Apache-2.0", "Apache License Version 2.0, January 2004"},
+	{"BSD-2-Clause", "this list of conditions and the following disclaimer in the documentation and/or other materials provided with the distribution. THIS SOFTWARE"},
+	{"BSD-3-Clause", "may be used to endorse or promote products derived from this software"},
+	{"EPL-2.0", "Eclipse Public License - v 2.0"},
+	{"ISC", "Permission to use, copy, modify, and distribute this software for any purpose with or without fee"},
+	{"MIT", "Permission is hereby granted, free of charge, to any person obtaining a copy"},
+}
+
+// identify gives the SPDX identifiers of a module's licences. One that is not among the terms is an error: somebody has to read it.
+func identify(m module) (ids []string, err error) {
+	texts, err := licences(m)
+	if err != nil {
+		return nil, err
+	}
+	all := strings.Join(strings.Fields(strings.Join(texts, " ")), " ")
+	for _, t := range terms {
+		if strings.Contains(all, t.words) {
+			ids = append(ids, t.id)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, fmt.Errorf("%s %s has a licence that is not known here", m.Path, m.Version)
+	}
+	return ids, nil
+}
+
+// A bill is a bill of materials as CycloneDX 1.5 has it.
+type bill struct {
+	Format   string `json:"bomFormat"`
+	Spec     string `json:"specVersion"`
+	Number   int    `json:"version"`
+	Metadata struct {
+		Component component `json:"component"`
+	} `json:"metadata"`
+	Components []component `json:"components"`
+}
+
+type component struct {
+	Type     string    `json:"type"`
+	Ref      string    `json:"bom-ref"`
+	Name     string    `json:"name"`
+	Version  string    `json:"version"`
+	PURL     string    `json:"purl"`
+	Licenses []license `json:"licenses"`
+}
+
+type license struct {
+	License struct {
+		ID string `json:"id"`
+	} `json:"license"`
+}
+
+func describe(kind, path, version string, ids ...string) component {
+	purl := "pkg:golang/" + path + "@" + version
+	c := component{Type: kind, Ref: purl, Name: path, Version: version, PURL: purl}
+	for _, id := range ids {
+		var l license
+		l.License.ID = id
+		c.Licenses = append(c.Licenses, l)
+	}
+	return c
+}
+
 func writeSBOM(w io.Writer, version string, mods []module) error {
-	type component struct {
-		Type    string `json:"type"`
-		Ref     string `json:"bom-ref"`
-		Name    string `json:"name"`
-		Version string `json:"version"`
-		PURL    string `json:"purl"`
-	}
-	describe := func(kind, path, version string) component {
-		purl := "pkg:golang/" + path + "@" + version
-		return component{kind, purl, path, version, purl}
-	}
-	bom := struct {
-		Format     string         `json:"bomFormat"`
-		Spec       string         `json:"specVersion"`
-		Number     int            `json:"version"`
-		Metadata   map[string]any `json:"metadata"`
-		Components []component    `json:"components"`
-	}{"CycloneDX", "1.5", 1, map[string]any{"component": describe("application", program, version)}, nil}
+	bom := bill{Format: "CycloneDX", Spec: "1.5", Number: 1}
+	bom.Metadata.Component = describe("application", program, version, "Apache-2.0")
 	for _, m := range mods {
-		bom.Components = append(bom.Components, describe("library", m.Path, m.Version))
+		ids, err := identify(m)
+		if err != nil {
+			return err
+		}
+		bom.Components = append(bom.Components, describe("library", m.Path, m.Version, ids...))
 	}
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
