@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"errors"
 	"maps"
 	"slices"
@@ -22,7 +23,7 @@ import (
 // both; should a certificate put a device in both, the first in the file wins.
 func Compile(cfg *config.Config) (*Table, error) {
 	c := compiler{cfg: cfg, t: &Table{
-		gateway: cfg.Gateway.ID,
+		gateway: cmp.Or(cfg.Gateway.ID, "gateway"), // that it is missing has been told
 		downs:   map[string][]*downRoute{},
 		topics:  map[string][]string{},
 		devices: map[string]device{},
@@ -125,6 +126,9 @@ func (c *compiler) uplinks() {
 }
 
 func (c *compiler) uplink(u *config.Uplink) *upRoute {
+	if u.Resource == "" || u.Topic == "" {
+		return nil // told already
+	}
 	before := len(c.errs)
 	p := c.pattern(u, "resource", u.Resource, "gateway", "resource")
 	if p == nil {
@@ -241,6 +245,9 @@ func minimal(list []*downRoute) []string {
 }
 
 func (c *compiler) downlink(d *config.Downlink) *downRoute {
+	if d.Topic == "" || d.Resource == "" {
+		return nil // told already
+	}
 	before := len(c.errs)
 	// {gateway} stands for this gateway alone, so it is a literal.
 	p := c.pattern(d, "topic", "/"+strings.ReplaceAll(d.Topic, "{gateway}", c.t.gateway), "resource")

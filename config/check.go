@@ -174,7 +174,7 @@ func (k *checker) name(entry any, role, name string) {
 		plain = plain && (r < 0x80 && (unicode.IsLetter(r) || unicode.IsDigit(r)) || i > 0 && strings.ContainsRune("-_.", r))
 	}
 	if !plain {
-		k.at(entry, "", "%s %q: a name is made of letters, digits, - and _, at most 64", role, name)
+		k.at(entry, "name", "%s %q: a name is made of letters, digits, - and _, at most 64", role, name)
 	}
 }
 

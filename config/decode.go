@@ -251,6 +251,9 @@ func (d *decoder) list(n *node, v reflect.Value, key string, wrong func(string) 
 		}
 		return false
 	}
+	if v.Type().Elem().Kind() == reflect.Pointer {
+		key = "[" + key + "]" // as its tables are headed
+	}
 	ok := true
 	s := reflect.MakeSlice(v.Type(), 0, len(n.items))
 	for _, item := range n.items {

@@ -14,6 +14,8 @@ type Error struct {
 	Pos  Pos
 	Msg  string // what is wrong, in plain words
 	Hint string // what to do about it; may be empty
+
+	missing bool // the file is right, and names another that is not there
 }
 
 // Error gives "file:line:col: message", and the hint in parentheses where there is one.
@@ -35,6 +37,15 @@ func (l Errors) Error() string {
 		lines[i] = e.Error()
 	}
 	return strings.Join(lines, "\n")
+}
+
+// Present gives err without what it says of files that are named and not there, for those who make such files. Nil where that is all.
+func Present(err error) error {
+	l, ok := errors.AsType[Errors](err)
+	if !ok {
+		return err
+	}
+	return slices.DeleteFunc(slices.Clone(l), func(e *Error) bool { return e.missing }).sorted()
 }
 
 // Join makes one sorted Errors of those in errs, as the parser and the compiler of routes each return theirs.

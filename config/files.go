@@ -37,7 +37,7 @@ func (k *checker) files(d *decoder) {
 			k.pemFile(n, "CERTIFICATE", false, func(der []byte) error { _, err := x509.ParseCertificate(der); return err })
 		case n.key == "module":
 			if _, err := os.Stat(n.value); err != nil {
-				k.add(n.pos, "", "%s: %s", n.key, plainFileError(n.value, err))
+				k.unread(n.pos, "", n.key, n.value, err)
 			}
 		}
 	}
@@ -47,11 +47,13 @@ func (k *checker) add(pos Pos, hint, format string, args ...any) {
 	k.errs = append(k.errs, &Error{Pos: pos, Msg: fmt.Sprintf(format, args...), Hint: hint})
 }
 
-func plainFileError(path string, err error) string {
+// unread reports a file that could not be read.
+func (k *checker) unread(pos Pos, hint, key, path string, err error) {
+	missing := errors.Is(err, fs.ErrNotExist)
 	if perr, ok := errors.AsType[*fs.PathError](err); ok {
 		err = perr.Err
 	}
-	return fmt.Sprintf("%q: %v", path, err)
+	k.errs = append(k.errs, &Error{Pos: pos, Msg: fmt.Sprintf("%s: %q: %v", key, path, err), Hint: hint, missing: missing})
 }
 
 // readFile reads a regular file of at most limit octets.
@@ -75,7 +77,7 @@ func (k *checker) pemFile(n named, block string, must bool, parse func(der []byt
 		return
 	}
 	if err != nil {
-		k.add(n.pos, "", "%s: %s", n.key, plainFileError(n.value, err))
+		k.unread(n.pos, "", n.key, n.value, err)
 		return
 	}
 	count := 0
@@ -110,7 +112,7 @@ func (k *checker) private(pos Pos, key, path string, absent bool) bool {
 	case errors.Is(err, fs.ErrNotExist) && absent:
 		return false
 	case err != nil:
-		k.add(pos, "", "%s: %s", key, plainFileError(path, err))
+		k.unread(pos, "", key, path, err)
 	case !info.Mode().IsRegular():
 		k.add(pos, "", "%s: %q: not a regular file", key, path)
 	case info.Mode().Perm()&0o077 != 0:
@@ -145,11 +147,11 @@ func (k *checker) secret(n named) {
 		k.private(n.pos, n.key, path, false)
 	case "sealed":
 		if _, err := readFile(path, maxSecret); err != nil {
-			k.add(n.pos, "drawbridge keys seal "+shellQuoted(path), "%s: %s", n.key, plainFileError(path, err))
+			k.unread(n.pos, "drawbridge keys seal FILE > "+shellQuoted(path), n.key, path, err)
 		}
 	case "credential":
 		if _, err := readFile(path, maxSecret); err != nil {
-			k.add(n.pos, "LoadCredential= in the unit", "%s: %s", n.key, plainFileError(path, err))
+			k.unread(n.pos, "LoadCredential= in the unit", n.key, path, err)
 		}
 	}
 }

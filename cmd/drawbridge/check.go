@@ -44,6 +44,16 @@ Exit status 0: run and reload would take it; 2: they would not.`,
 // load reads the file, or what stands for it at a first start, and compiles its routes; it tells the mistakes of both together.
 func load(path string, k builtin) (*config.Config, *bridge.Table, error) {
 	cfg, err := read(path, k)
+	return compile(cfg, err, k)
+}
+
+// outline is load for verbs that make files which the configuration names, or need none of them: it minds none that is not there.
+func outline(path string, k builtin) (*config.Config, *bridge.Table, error) {
+	cfg, err := read(path, k)
+	return compile(cfg, config.Present(err), k)
+}
+
+func compile(cfg *config.Config, err error, k builtin) (*config.Config, *bridge.Table, error) {
 	if cfg == nil {
 		return nil, nil, err
 	}

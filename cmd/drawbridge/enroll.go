@@ -31,7 +31,7 @@ A certificate that takes the place of another is first proven by a log-in at eve
 Without NAME, every key that has an EST server and no valid certificate is enrolled.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			cfg, _, err := load(a.config(), kinds())
+			cfg, _, err := outline(a.config(), kinds())
 			if err != nil {
 				return err
 			}

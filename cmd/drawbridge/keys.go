@@ -86,7 +86,7 @@ func (a *app) keysVerb() *cobra.Command {
 	run := csr.RunE
 	csr.RunE = func(c *cobra.Command, args []string) error {
 		if cn == "" {
-			cfg, _, err := load(a.config(), kinds())
+			cfg, _, err := outline(a.config(), kinds())
 			if err != nil {
 				return err
 			}
@@ -102,7 +102,7 @@ func (a *app) keysVerb() *cobra.Command {
 Every other key takes the secret of an HMAC as it is.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			cfg, _, err := load(a.config(), kinds())
+			cfg, _, err := outline(a.config(), kinds())
 			if err != nil {
 				return err
 			}
@@ -136,14 +136,16 @@ Every other key takes the secret of an HMAC as it is.`,
 		Short: "Seal a secret by the chip, for sealed:/path in the configuration; - is standard input",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.withKeys(c.Context(), with, func(ctx context.Context, ring *keyring.Ring) error {
-				if with == "" {
-					names := ring.Names()
-					if len(names) != 1 {
-						return usage("seal: there are %d keys: name one with --key", len(names))
-					}
-					with = names[0]
+			if with == "" {
+				cfg, _, err := outline(a.config(), kinds())
+				if err != nil {
+					return err
 				}
+				if with = sealingKey(cfg); with == "" {
+					return usage("seal: %s has no key whose chip could seal", a.config())
+				}
+			}
+			return a.withKeys(c.Context(), with, func(ctx context.Context, ring *keyring.Ring) error {
 				secret, err := a.readFile(args[0])
 				if err != nil {
 					return err
@@ -158,7 +160,7 @@ Every other key takes the secret of an HMAC as it is.`,
 			})
 		},
 	}
-	seal.Flags().StringVar(&with, "key", "", "the `name` of the key whose chip seals")
+	seal.Flags().StringVar(&with, "key", "", "the `name` of the key whose chip seals (default: the first of the file that lives in a chip)")
 
 	c.AddCommand(list, fresh, csr, imported, seal, a.keysAttest(), a.keysRotate(), a.keysNeedsRenewal())
 	return c
@@ -173,6 +175,20 @@ func pskKeys(cfg *config.Config) map[string]bool {
 		}
 	}
 	return names
+}
+
+// sealingKey names the key that seals where nobody says which: the first in a chip, else the first; empty where there is none.
+func sealingKey(cfg *config.Config) (name string) {
+	inChip := func(name string) bool { return !strings.HasPrefix(cfg.Keys[name].URI, "file:") }
+	psk := pskKeys(cfg)
+	for n, k := range cfg.Keys {
+		switch {
+		case psk[n]:
+		case name == "", inChip(n) && !inChip(name), inChip(n) == inChip(name) && k.Pos.Line < cfg.Keys[name].Pos.Line:
+			name = n
+		}
+	}
+	return name
 }
 
 // pskWhere says where the devices' pre-shared keys live.
@@ -241,7 +257,7 @@ func (a *app) keysRotate() *cobra.Command {
 certificate where the old one is, and say rotate again. Until then the old key serves; what is sealed stays readable.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			cfg, _, err := load(a.config(), kinds())
+			cfg, _, err := outline(a.config(), kinds())
 			if err != nil {
 				return err
 			}
@@ -306,7 +322,7 @@ func (a *app) readFile(name string) ([]byte, error) {
 
 // withKeys opens the key ring for one command. name, where not empty, has to be a key of the configuration.
 func (a *app) withKeys(ctx context.Context, name string, f func(context.Context, *keyring.Ring) error) error {
-	cfg, _, err := load(a.config(), kinds())
+	cfg, _, err := outline(a.config(), kinds())
 	if err != nil {
 		return err
 	}
@@ -348,7 +364,7 @@ func (a *app) keysList(ctx context.Context, asJSON bool) error {
 				fmt.Fprintf(a.out, "%s: %s\n", k.Name, weak)
 			}
 		}
-		if cfg, _, err := load(a.config(), kinds()); err == nil {
+		if cfg, _, err := outline(a.config(), kinds()); err == nil {
 			if said := pskWhere(cfg).String(); said != "" {
 				fmt.Fprintln(a.out, said)
 			}

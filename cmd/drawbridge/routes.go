@@ -28,7 +28,7 @@ func (a *app) routesVerb() *cobra.Command {
 			if len(args) > 0 {
 				return unknownVerb(c, args[0])
 			}
-			_, table, err := load(a.config(), kinds())
+			_, table, err := outline(a.config(), kinds())
 			if err != nil {
 				return err
 			}
@@ -56,7 +56,7 @@ Exit status 0: the report would be taken; 3: it would be refused, and why.`,
 			if device == "" {
 				return usage("routes test: --device is missing")
 			}
-			cfg, table, err := load(a.config(), kinds())
+			cfg, table, err := outline(a.config(), kinds())
 			if err != nil {
 				return err
 			}
