@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -75,17 +77,11 @@ func examine(ctx context.Context, cfg *config.Config, only string, skip []string
 		return nil, err
 	}
 	defer ring.Close()
-	g := &gateway{parts: parts{kinds: kinds(), log: log}, now: time.Now, keys: ring}
-	// Tokens are asked for anew and kept nowhere: a refresh token, which the issuer gives another for, is the running gateway's.
-	scratch, err := os.MkdirTemp("", "drawbridge-doctor-")
+	g, closed, err := aside(ctx, cfg, ring)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(scratch)
-	if g.tokens, err = auth.NewTokens(ctx, cfg.Tokens, auth.TokenOptions{Keys: ring.For("doctor"), State: scratch, Log: log, Now: time.Now}); err != nil {
-		return nil, err
-	}
-	defer g.tokens.Close()
+	defer closed()
 
 	type subject struct {
 		name string
@@ -133,6 +129,27 @@ func examine(ctx context.Context, cfg *config.Config, only string, skip []string
 	}
 	wg.Wait()
 	return slices.Concat(results...), nil
+}
+
+// aside makes a gateway that only connects where the file says, beside the one that runs. closed lets go of it.
+func aside(ctx context.Context, cfg *config.Config, ring *keyring.Ring) (g *gateway, closed func(), err error) {
+	log := slog.New(slog.DiscardHandler)
+	g = &gateway{parts: parts{kinds: kinds(), log: log}, now: time.Now, keys: ring}
+	// Tokens are asked for anew and kept nowhere: a refresh token, which the issuer gives another for, is the running gateway's.
+	scratch, err := os.MkdirTemp("", "drawbridge-doctor-")
+	if err != nil {
+		return nil, nil, err
+	}
+	if g.tokens, err = auth.NewTokens(ctx, cfg.Tokens, auth.TokenOptions{Keys: ring.For("doctor"), State: scratch, Log: log, Now: time.Now}); err != nil {
+		return nil, nil, errors.Join(err, os.RemoveAll(scratch))
+	}
+	ring.ProveBy(func(ctx context.Context, key string, c *tls.Certificate) error {
+		return g.proveCertificate(ctx, cfg, key, c)
+	})
+	return g, func() {
+		g.tokens.Close()
+		os.RemoveAll(scratch)
+	}, nil
 }
 
 func sortedNames(m map[string]*config.Component) (names []string) {

@@ -42,10 +42,11 @@ Without NAME, every key that has an EST server and no valid certificate is enrol
 				return a.enrollAtPlatform(c.Context(), cfg, args[0])
 			}
 			return a.withKeys(c.Context(), first(args), func(ctx context.Context, ring *keyring.Ring) error {
-				g := &gateway{parts: parts{kinds: kinds(), log: slog.New(slog.DiscardHandler)}, now: time.Now, keys: ring}
-				ring.ProveBy(func(ctx context.Context, key string, c *tls.Certificate) error {
-					return g.proveCertificate(ctx, cfg, key, c)
-				})
+				_, closed, err := aside(ctx, cfg, ring)
+				if err != nil {
+					return err
+				}
+				defer closed()
 				names := args
 				if len(names) == 0 {
 					names = withoutCertificate(ctx, cfg, ring)
@@ -117,13 +118,16 @@ func (a *app) enrollToken(ctx context.Context, cfg *config.Config, name string) 
 
 // enrollAtPlatform has a connector's key certified by its platform, for a request that is signed in the chip, or the gateway assigned to its place.
 func (a *app) enrollAtPlatform(ctx context.Context, cfg *config.Config, name string) error {
-	log := slog.New(slog.DiscardHandler)
-	ring, err := openKeys(ctx, cfg, log, nil, time.Now)
+	ring, err := openKeys(ctx, cfg, slog.New(slog.DiscardHandler), nil, time.Now)
 	if err != nil {
 		return err
 	}
 	defer ring.Close()
-	g := &gateway{parts: parts{kinds: kinds(), log: log}, now: time.Now, keys: ring}
+	g, closed, err := aside(ctx, cfg, ring)
+	if err != nil {
+		return err
+	}
+	defer closed()
 	built, err := g.openConnector(cfg, cfg.Connectors[name])
 	if err != nil {
 		return err
@@ -143,8 +147,7 @@ func (a *app) enrollAtPlatform(ctx context.Context, cfg *config.Config, name str
 	if key == "" {
 		return usage("enroll: connector %q names no key", name)
 	}
-	file := string(cfg.Keys[key].Cert)
-	if file == "" {
+	if cfg.Keys[key].Cert == "" {
 		return usage("enroll: [key.%s] names no cert: there is no place for the certificate", key)
 	}
 	if _, _, err := ring.New(ctx, key, hwcrypto.ECDSAP256); err != nil {
@@ -158,7 +161,7 @@ func (a *app) enrollAtPlatform(ctx context.Context, cfg *config.Config, name str
 	if err != nil {
 		return err
 	}
-	if err := hwcrypto.WriteFile(file, got.Certificate); err != nil {
+	if err := ring.Accept(ctx, key, got.Certificate); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(a.out, "%s: certified; %s\n", key, got.Note)

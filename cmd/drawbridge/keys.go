@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
@@ -262,10 +261,11 @@ certificate where the old one is, and say rotate again. Until then the old key s
 				return err
 			}
 			return a.withKeys(c.Context(), args[0], func(ctx context.Context, ring *keyring.Ring) error {
-				g := &gateway{parts: parts{kinds: kinds(), log: slog.New(slog.DiscardHandler)}, now: time.Now, keys: ring}
-				ring.ProveBy(func(ctx context.Context, key string, c *tls.Certificate) error {
-					return g.proveCertificate(ctx, cfg, key, c)
-				})
+				_, closed, err := aside(ctx, cfg, ring)
+				if err != nil {
+					return err
+				}
+				defer closed()
 				r, err := ring.Rotate(ctx, args[0], keyring.Enrolment{Subject: pkix.Name{CommonName: cfg.Gateway.ID}})
 				if err != nil {
 					return err

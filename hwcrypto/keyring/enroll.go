@@ -85,6 +85,30 @@ func (r *Ring) enroll(ctx context.Context, e *entry, what Enrolment) error {
 	return hwcrypto.WriteFile(path, est.PEM(chain))
 }
 
+// Accept takes a certificate chain (PEM) that a platform has given for the key. Where it takes the place of one that is valid it is proven
+// first, as ProveBy says; whatever goes wrong, the old one stays.
+func (r *Ring) Accept(ctx context.Context, name string, given []byte) error {
+	e, k, err := r.named(ctx, name)
+	if err != nil {
+		return err
+	}
+	c, err := parseChain(given)
+	if err == nil && !isFor(c, k) {
+		err = errMismatch
+	}
+	if err != nil {
+		return fmt.Errorf("key %q: the new certificate: %w", name, err)
+	}
+	if old, err := r.chainOf(e, k); err == nil && r.o.Now().Before(old.leaf.NotAfter) {
+		if prove := r.proof(nil); prove != nil {
+			if err := prove(ctx, name, r.certificate(k, c.der, c.leaf)); err != nil {
+				return fmt.Errorf("key %q: the new certificate is not accepted, so the old one stays: %w", name, err)
+			}
+		}
+	}
+	return hwcrypto.WriteFile(r.certPath(e), given)
+}
+
 // proof is how a certificate is proven that takes the place of one that is valid.
 func (r *Ring) proof(own Proof) Proof {
 	if own != nil {

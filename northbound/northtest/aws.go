@@ -37,6 +37,8 @@ type AWS struct {
 	Region     string
 	Lifetime   time.Duration    // of credentials
 	Now        func() time.Time // the clock
+	// Policy tells whom the policy of a certificate lets in; nil: whoever comes.
+	Policy func(*broker.Login) bool
 
 	asked    chan *http.Request // of STS; nil: nobody looks
 	services chan broker.Message
@@ -113,7 +115,7 @@ func (a *AWS) admit(l *broker.Login) broker.Answer {
 	case l.Request != nil: // the signature has been looked at
 	case l.TLS.ServerName == "" && l.TLS.NegotiatedProtocol != a.ALPN:
 		return broker.Answer{Drop: true}
-	case a.ALPN == "mqtt" && !a.authorized(l):
+	case a.ALPN == "mqtt" && !a.authorized(l), a.Policy != nil && !a.Policy(l):
 		return no
 	}
 	return broker.Answer{Limits: limits}
