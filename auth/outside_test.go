@@ -181,7 +181,7 @@ sleepy = true
 		b.advance(10 * time.Second)
 		// go-oidc may hand out the refusal above once more, until its own goroutine has come to its end.
 		_, err := login(token)
-		for give := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(give); _, err = login(token) {
+		for give := time.Now().Add(30 * time.Second); err != nil && time.Now().Before(give); _, err = login(token) {
 			runtime.Gosched()
 		}
 		if err != nil {

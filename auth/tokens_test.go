@@ -30,16 +30,17 @@ type gateway struct {
 	*auth.Tokens
 	t       *testing.T
 	state   string
-	ahead   atomic.Int64 // of the real clock, nanoseconds
+	began   time.Time    // its clock stands at this
+	ahead   atomic.Int64 // and so many nanoseconds
 	tracker *health.Tracker
 }
 
-func (g *gateway) now() time.Time          { return time.Now().Add(time.Duration(g.ahead.Load())) }
+func (g *gateway) now() time.Time          { return g.began.Add(time.Duration(g.ahead.Load())) }
 func (g *gateway) advance(d time.Duration) { g.ahead.Add(int64(d)) }
 
 func newGateway(t *testing.T, i *issuer, state string, tokens map[string]*config.Token) *gateway {
 	t.Helper()
-	g := &gateway{t: t, state: state}
+	g := &gateway{t: t, state: state, began: time.Now()}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	g.tracker = health.New(log, g.now)
 	for _, c := range tokens {
@@ -65,7 +66,7 @@ func (g *gateway) get(name string) (auth.Token, error) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(g.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(g.t.Context(), 30*time.Second)
 	defer cancel()
 	return s.Token(ctx)
 }
@@ -472,7 +473,7 @@ func hasProblem(t *health.Tracker, code string) bool {
 // wait waits for what another goroutine is about to do.
 func wait(t *testing.T, done func() bool) {
 	t.Helper()
-	for give := time.Now().Add(15 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+	for give := time.Now().Add(30 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(give) {
 			t.Fatal("it does not happen")
 		}

@@ -79,7 +79,7 @@ func shake(t *testing.T, server, client *tls.Config) error {
 	}
 	defer conn.Close()
 	// In TLS 1.3 the server's opinion of the client's certificate comes after the handshake.
-	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	_, err = conn.Read(make([]byte, 1))
