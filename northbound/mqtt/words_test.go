@@ -209,3 +209,36 @@ func TestExamineStopsAtTheStepThatFails(t *testing.T) {
 		t.Fatalf("last step: %+v", last)
 	}
 }
+
+// A policy may name the one client id that a certificate is for. What waits for the gateway must not be lost to who only looks.
+func TestExamineWhereOnlyTheGatewaysOwnClientIDIsLetIn(t *testing.T) {
+	b := northtest.NewBroker(t, broker.Options{Admit: func(l *broker.Login) broker.Answer {
+		if l.ClientID != "gw1" {
+			return broker.Answer{Code: 0x87}
+		}
+		return broker.Answer{}
+	}})
+	c := connector(t, b.CA, b.Addr, nil)
+	arrived := make(chan struct{}, 1)
+	down := &northtest.Downlink{Filters: []string{"cmd/#"}, Before: func(context.Context, msg.Publication) error { arrived <- struct{}{}; return nil }}
+	s, err := c.Dial(t.Context(), down)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	b.Publish(broker.Message{Topic: "cmd/x", QoS: 1, Payload: []byte("on")})
+	var steps []northbound.Step
+	c.(northbound.Examined).Examine(t.Context(), func(s northbound.Step) { steps = append(steps, s) })
+	if last := steps[len(steps)-1]; last.Name != "log-in" || last.Err != nil || !strings.Contains(last.Note, "takes no other") {
+		t.Fatalf("last step: %+v", last)
+	}
+	if s, err = c.Dial(t.Context(), down); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	select {
+	case <-arrived:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the command is lost")
+	}
+}
