@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
 )
@@ -299,7 +300,7 @@ func (c *conn) drained() {
 
 // handshake runs TLS and gives the client's verified chain, nil where it showed none.
 func handshake(ctx context.Context, nc *tls.Conn) ([]*x509.Certificate, error) {
-	if err := nc.HandshakeContext(ctx); err != nil {
+	if err := hwcrypto.Patiently(ctx, nc.HandshakeContext); err != nil {
 		return nil, err
 	}
 	if chains := nc.ConnectionState().VerifiedChains; len(chains) > 0 {

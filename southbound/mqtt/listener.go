@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/southbound"
 	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
 )
@@ -113,7 +114,9 @@ func (l *listener) tlsConfig(ctx context.Context) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &tls.Config{Certificates: []tls.Certificate{*cert}, MinVersion: tls.VersionTLS12, Time: l.env.Now}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, Time: l.env.Now, GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		return hwcrypto.CertificateFor(h.Context(), cert), nil
+	}}
 	if l.cfg.DeviceCA == "" {
 		return t, nil
 	}

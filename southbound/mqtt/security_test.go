@@ -2,18 +2,23 @@ package mqtt
 
 import (
 	"context"
+	"crypto"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	packets5 "github.com/eclipse/paho.golang/packets"
 
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/southbound"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
@@ -273,5 +278,88 @@ func TestSlowConsumerIsBounded(t *testing.T) {
 				t.Errorf("%d counted as dropped, want 5", n)
 			}
 		})
+	}
+}
+
+// hanging is a key whose chip does not answer as long as it is held.
+type hanging struct {
+	southbound.Keys
+	crypto.Signer
+	mu      sync.Mutex
+	held    chan struct{} // guarded by mu; nil: it answers
+	patient atomic.Int32  // signatures that were asked for in place
+}
+
+func (h *hanging) hold() (let func()) {
+	held := make(chan struct{})
+	h.mu.Lock()
+	h.held = held
+	h.mu.Unlock()
+	return func() {
+		h.mu.Lock()
+		h.held = nil
+		h.mu.Unlock()
+		close(held)
+	}
+}
+
+func (h *hanging) Certificate(ctx context.Context, name string) (*tls.Certificate, error) {
+	c, err := h.Keys.Certificate(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	own := *c
+	h.Signer, own.PrivateKey = c.PrivateKey.(crypto.Signer), h
+	return &own, nil
+}
+
+func (h *hanging) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if hwcrypto.Patience(ctx) != nil {
+		h.patient.Add(1)
+	}
+	h.mu.Lock()
+	held := h.held
+	h.mu.Unlock()
+	if held != nil {
+		<-held
+	}
+	return h.Sign(rand.Reader, digest, opts)
+}
+
+func TestHandshakeThatHangsWithTheChipIsLeftBehind(t *testing.T) {
+	h := &hanging{}
+	d := driver5
+	d.Kind = func() southbound.Kind {
+		k := NewKind()
+		listen := k.Open
+		k.Open = func(env southbound.Env, cfg any) (southbound.Listener, error) {
+			h.Keys = env.Keys
+			env.Keys = h
+			return listen(env, cfg)
+		}
+		return k
+	}
+	d.Configure = func(s *southtest.Site, cfg any, listen string) {
+		configure(s, cfg, listen)
+		cfg.(*Config).ConnectTimeout = config.Duration(time.Second)
+	}
+	b := southtest.Start(t, d)
+	b.AddDevice("device", southtest.Account{Secret: []byte("secret")})
+	let := h.hold()
+	if _, err := d.Dial(t.Context(), b.Site, b.Addr, "device", []byte("secret")); err == nil {
+		t.Error("connected while the chip hangs")
+	}
+	if h.patient.Load() != 1 {
+		t.Error("the signature was not asked for in place")
+	}
+	let()
+	b.Device(t.Context(), t, "device")
+	let = h.hold()
+	defer let()
+	if _, err := d.Dial(t.Context(), b.Site, b.Addr, "device", []byte("secret")); err == nil {
+		t.Error("connected while the chip hangs")
+	}
+	if err := b.Stop(); err != nil {
+		t.Errorf("while a handshake hangs: %v", err)
 	}
 }
