@@ -43,7 +43,16 @@ func newMessage(topic string, payload []byte, qos byte, retain bool, p *packet.P
 func (m *message) expired(now time.Time) bool { return !m.expires.IsZero() && !now.Before(m.expires) }
 
 // size is what the message weighs in a queue.
-func (m *message) size() int { return len(m.topic) + len(m.payload) + 128 }
+func (m *message) size() int {
+	n := len(m.topic) + len(m.payload) + 128
+	if p := m.props; p != nil {
+		n += len(p.ContentType) + len(p.ResponseTopic) + len(p.Correlation)
+		for _, u := range p.User {
+			n += len(u.Name) + len(u.Value) + 48
+		}
+	}
+	return n
+}
 
 // outgoing is one message on its way to one session.
 type outgoing struct {

@@ -121,7 +121,8 @@ func (s *session) stored(seq uint64) {
 func (s *session) room(o *outgoing) bool { // s.mu held
 	cfg := s.home.cfg
 	full := func() bool {
-		return len(s.queue) >= cfg.MaxQueued || len(s.byID) >= maxIDs || s.weight+o.size() > int(cfg.MaxQueuedBytes)
+		return len(s.queue) >= cfg.MaxQueued || len(s.byID) >= maxIDs || s.weight+o.size() > int(cfg.MaxQueuedBytes) ||
+			s.broker.weight.Load()+int64(o.size()) > int64(cfg.MaxQueuedTotal)
 	}
 	for full() {
 		i := -1
