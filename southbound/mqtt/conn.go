@@ -206,6 +206,7 @@ func (c *conn) read(buf []byte) error {
 			buf = c.grow(buf, need)
 			big = true
 		}
+		c.out.holdBack()
 		if e := c.end.Load(); e != nil {
 			return e
 		}

@@ -24,7 +24,7 @@ type output struct {
 	closing bool      // guarded by mu: nothing more is taken
 	hangUp  bool      // guarded by mu: close once buf is written
 	dead    bool      // guarded by mu: nothing is written any more
-	idle    sync.Cond // its L is &mu; signalled when writing ends
+	idle    sync.Cond // its L is &mu; signalled when buf has been taken and when writing ends
 }
 
 func (o *output) init(nc net.Conn, chunks *chunks, drained func()) {
@@ -86,6 +86,18 @@ func (o *output) ack(v packet.Version, t packet.Type, id uint16, code packet.Cod
 	o.mu.Unlock()
 }
 
+// mostUnread is how many octets may wait before what the client sends is not read either.
+const mostUnread = 4 * highWater
+
+// holdBack waits while too much waits to be read by the client: it would make us answer, and answers are never dropped.
+func (o *output) holdBack() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.writing && len(o.buf) > mostUnread {
+		o.idle.Wait()
+	}
+}
+
 // hasRoom tells whether less than highWater waits.
 func (o *output) hasRoom() bool {
 	o.mu.Lock()
@@ -99,9 +111,9 @@ func (o *output) write() {
 		o.mu.Lock()
 		o.chunks.put(b)
 		b, o.buf = o.buf, nil
+		o.idle.Broadcast()
 		if len(b) == 0 || o.dead {
 			o.writing = false
-			o.idle.Broadcast()
 			hangUp := o.hangUp
 			o.mu.Unlock()
 			o.chunks.put(b)
