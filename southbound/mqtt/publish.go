@@ -39,8 +39,8 @@ func (c *conn) published(h packet.Header, body []byte) error {
 		c.in.hold(limit, c.stopped)
 	}
 	if p.QoS == 2 {
-		if !c.receive(e) {
-			return nil
+		if first, err := c.receive(e); err != nil || !first {
+			return err
 		}
 	}
 	// From here on e is in order. What it amounts to is set before it can advance.
@@ -165,10 +165,14 @@ func mediaType(p *packet.Properties) string {
 }
 
 // receive notes a QoS 2 publish in the session. It tells whether e is the first of its identifier; if not, it has been seen to.
-func (c *conn) receive(e *inbound) (first bool) {
+func (c *conn) receive(e *inbound) (first bool, err error) {
 	s := c.session
 	s.mu.Lock()
 	x := s.received[e.id]
+	if x == nil && len(s.received) >= 4*c.l.cfg.ReceiveMaximum {
+		s.mu.Unlock()
+		return false, &packet.Error{Code: packet.ReceiveMaximumExceeded, Why: "more publishes without PUBREL than a session may have"}
+	}
 	if x == nil {
 		if s.received == nil {
 			s.received = map[uint16]*exactly{}
@@ -176,7 +180,7 @@ func (c *conn) receive(e *inbound) (first bool) {
 		e.exactly = &exactly{owner: c}
 		s.received[e.id] = e.exactly
 		s.mu.Unlock()
-		return true
+		return true, nil
 	}
 	taken, owner := x.taken, x.owner
 	x.owner = c
@@ -199,7 +203,7 @@ func (c *conn) receive(e *inbound) (first bool) {
 			e.advance(settled)
 		}
 	}
-	return false
+	return false, nil
 }
 
 // bucket limits a rate: up to a second's worth at once.

@@ -22,7 +22,10 @@ func (c *conn) subscribe(body []byte) error {
 		sub := &subscription{
 			session: s, filter: string(f.Name), qos: f.QoS, noLocal: f.NoLocal, retainAsPublished: f.RetainAsPublished, id: p.SubscriptionID,
 		}
-		if codes[i] = c.mayHear(sub); codes[i] >= packet.UnspecifiedError {
+		if codes[i] = packet.QuotaExceeded; i < c.l.cfg.MaxSubscriptions {
+			codes[i] = c.mayHear(sub)
+		}
+		if codes[i] >= packet.UnspecifiedError {
 			if c.version != packet.V5 {
 				codes[i] = packet.UnspecifiedError
 			}
