@@ -254,7 +254,11 @@ func (c *conn) grow(buf []byte, need int) []byte {
 // big buffer, the end of being hot.
 func (c *conn) fill(buf []byte, big bool) (int, error) {
 	now := time.Now()
-	if now.Sub(c.deadlineSet) > time.Second || c.deadlineSet.IsZero() {
+	late := time.Second // by how much the deadline may be, to be set the less often
+	if c.keepAlive > 0 {
+		late = min(late, c.keepAlive/4)
+	}
+	if now.Sub(c.deadlineSet) > late || c.deadlineSet.IsZero() {
 		var d time.Time
 		if c.keepAlive > 0 {
 			d = now.Add(c.keepAlive + c.keepAlive/2)
