@@ -339,7 +339,7 @@ func (c *conn) disconnected(body []byte) error {
 		s := c.session
 		s.mu.Lock()
 		was := s.expiry
-		if was != 0 {
+		if was != 0 && s.conn == c {
 			s.expiry = c.l.expiry(p.Props.SessionExpiry)
 			s.save()
 		}

@@ -44,7 +44,7 @@ type session struct {
 const neverExpires = 0xffffffff
 
 // durable tells whether the session is to outlive the gateway.
-func (s *session) durable() bool { return s.expiry > 0 } // s.mu held
+func (s *session) durable() bool { return s.expiry > 0 && !s.gone } // s.mu held
 
 // will is what is published when a connection ends without DISCONNECT.
 type will struct {
@@ -284,6 +284,14 @@ func (s *session) whenStored(put bool, f func(error)) { // s.mu held
 
 // save has the session's record written, or removed where it need not outlive the gateway.
 func (s *session) save() { // s.mu held
+	if s.gone {
+		return // the record is of another session by now
+	}
+	if !s.durable() {
+		for id := range s.received { // of when it was: a later session is not to take them for its own
+			s.home.store.put(s.receivedKey(id), nil)
+		}
+	}
 	if s.durable() || s.will != nil {
 		s.home.store.put(s.recordKey(), s.record())
 	} else if s.recorded {
