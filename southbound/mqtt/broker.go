@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
 )
@@ -77,12 +78,13 @@ func (b *broker) retain(m *message, origin *session) *store {
 	return l.store
 }
 
-// testament publishes a will.
+// testament publishes a will, as far as the rules still allow it.
 func (b *broker) testament(s *session, l *listener, w *will) {
-	if w.publish {
+	id := auth.Identity{Device: s.device.name, Groups: w.groups}
+	if w.publish && l.env.Policy.Allowed(&id, auth.Publish, w.message.topic) {
 		b.route(w.message, s)
 	}
-	if w.report {
+	if w.report && l.env.Policy.Allowed(&id, auth.Report, "/"+w.message.topic) {
 		now := l.env.Now()
 		m := msg.Message{
 			ID: msg.NewID(now), Time: now, Expires: w.message.expires, Listener: l.env.Name, Device: s.device.name, Groups: w.groups,
@@ -118,6 +120,7 @@ func (b *broker) attach(c *conn, want *claim, welcome func(present bool)) packet
 		b.mu.Unlock()
 		return packet.QuotaExceeded
 	}
+	former := b.sessions[want.key]
 	s, last, ok := b.vacate(c, want)
 	if !ok {
 		b.mu.Unlock()
@@ -133,12 +136,15 @@ func (b *broker) attach(c *conn, want *claim, welcome func(present bool)) packet
 	s.move(c.l)
 	s.conn, s.expiry, s.will, s.since = c, want.expiry, want.will, c.l.env.Now()
 	s.connected.Store(true)
+	if present {
+		c.judge() // before what waits is sent
+	}
 	s.save()
 	s.resume()
 	s.mu.Unlock()
 	b.mu.Unlock()
 	if last != nil {
-		b.testament(s, c.l, last)
+		b.testament(former, c.l, last)
 	}
 	return packet.Success
 }
@@ -224,6 +230,9 @@ func (s *session) part(c *conn, now time.Time) (last *will) { // s.mu held
 	s.connected.Store(false)
 	s.left = now
 	s.abandon()
+	if s.will != nil {
+		s.will.groups = c.ident.Load().Groups // a reload may have changed them
+	}
 	if w := s.will; w != nil && (c.quit || w.delay == 0 || s.expiry == 0) {
 		s.will = nil
 		if !c.quit {

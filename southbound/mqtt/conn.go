@@ -35,7 +35,7 @@ type conn struct {
 	authMethod   string        // of enhanced authentication
 	aliases      map[uint16]string
 	sentAliases  map[string]uint16 // guarded by session.mu
-	quit         bool              // guarded by session.mu: DISCONNECT has come, the will is not published
+	quit         bool              // guarded by session.mu: the will is not published, as after a DISCONNECT that reports no error
 	lastSeen     atomic.Int64      // Unix seconds
 	end          atomic.Pointer[ending]
 	stopped      chan struct{} // closed once end is set
@@ -349,7 +349,7 @@ func (c *conn) disconnected(body []byte) error {
 		}
 	}
 	c.session.mu.Lock()
-	c.quit = p.Code != packet.DisconnectWithWill
+	c.quit = p.Code == packet.Success
 	c.session.mu.Unlock()
 	return errGone
 }

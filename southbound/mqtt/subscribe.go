@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/drawbridge/drawbridge/auth"
@@ -156,31 +157,56 @@ func (c *conn) awake() {
 	}
 }
 
-// reconsider applies changed rules to a session: what it may no longer hear is taken away, and a client that does not
-// know that is disconnected, so that it subscribes again and is told. It tells whether the session hears anything.
+// reconsider applies changed rules to a session. It tells whether the session hears anything.
 func (c *conn) reconsider() bool {
 	s := c.session
 	s.mu.Lock()
-	lost := false
+	defer s.mu.Unlock()
+	c.judge()
+	return len(s.subs) > 0
+}
+
+// judge takes away what a session may no longer hear, and what waits for it because of that. A client that does not know it is
+// disconnected, so that it subscribes again and is told.
+func (c *conn) judge() { // session.mu held
+	s := c.session
+	lost, less := false, false
 	for filter, sub := range s.subs {
-		was := *sub
-		now := was
+		now := *sub
 		if code := c.mayHear(&now); code >= packet.UnspecifiedError {
 			delete(s.subs, filter)
 			s.broker.topics.unsubscribe(sub)
 			lost = true
-		} else if now.commandsOnly != was.commandsOnly {
+		} else if now.commandsOnly != sub.commandsOnly {
 			s.subs[filter] = &now
 			s.broker.topics.subscribe(&now)
+			less = less || now.commandsOnly
 		}
 	}
-	if lost && s.durable() {
-		s.save()
+	if lost || less {
+		s.sift()
 	}
-	hears := len(s.subs) > 0
-	s.mu.Unlock()
 	if lost {
+		if s.durable() {
+			s.save()
+		}
 		c.stopReading(&ending{code: packet.NotAuthorized, text: "the rules have changed"})
 	}
-	return hears
+}
+
+// sift lets go of what devices have said that no subscription asks for any more.
+func (s *session) sift() { // s.mu held
+	s.queue = slices.DeleteFunc(s.queue, func(o *outgoing) bool {
+		if o.command != nil {
+			return false
+		}
+		for _, sub := range s.subs {
+			if !sub.commandsOnly && matches(sub.pattern(), o.topic) {
+				return false
+			}
+		}
+		s.weigh(-o.size())
+		s.forget(o)
+		return true
+	})
 }
