@@ -198,8 +198,8 @@ func (g *gateway) run(ctx context.Context) error {
 	}
 	err := g.awaitListeners(ctx, first)
 	if err == nil {
-		close(g.ready)
 		g.log.Info("ready", "listeners", len(g.plan.listeners), "connectors", len(g.plan.connectors))
+		close(g.ready) // from here on the plan may be another
 		<-ctx.Done()
 	}
 	return errors.Join(err, g.stop())

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
@@ -78,5 +81,23 @@ func TestReload(t *testing.T) {
 	if err == nil {
 		report2.Close()
 		t.Error("a device that is not in the file any more was let in")
+	}
+}
+
+// A reload that comes while the gateway starts waits until all is there that it could replace.
+func TestReloadWaitsForTheStart(t *testing.T) {
+	h := newHouse(t)
+	h.configure(shop)
+	g, err := openGateway(t.Context(), h.path("drawbridge.toml"), parts{log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.close()
+	defer g.end()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	before := g.plan
+	if _, err := g.reload(ctx); !errors.Is(err, context.Canceled) || g.plan != before {
+		t.Errorf("before the start: %v, and another plan: %v", err, g.plan != before)
 	}
 }

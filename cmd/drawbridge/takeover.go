@@ -14,8 +14,13 @@ import (
 	"github.com/drawbridge/drawbridge/status"
 )
 
-// reload reads the file again and takes it over, all or nothing. ctx is that of run's tasks.
+// reload reads the file again and takes it over, all or nothing, once the first plan stands. ctx is that of run's tasks.
 func (g *gateway) reload(ctx context.Context) (status.Reloaded, error) {
+	select {
+	case <-g.ready:
+	case <-ctx.Done():
+		return status.Reloaded{}, fmt.Errorf("reload: %w", context.Cause(ctx))
+	}
 	g.reloading.Lock()
 	defer g.reloading.Unlock()
 	g.mu.Lock()
