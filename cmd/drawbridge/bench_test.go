@@ -62,7 +62,7 @@ func reportRatio(b *testing.B, what string, ours, theirs []benchRun, peer string
 // benchCloud starts mosquitto so that it holds nobody back, with a plain listener for whoever watches what arrives, so that watching
 // costs little.
 func (s *site) benchCloud() {
-	s.plain = freePort("tcp", "0")
+	s.plain = vacant(s.t)
 	_, port, _ := net.SplitHostPort(s.plain)
 	s.startCloud("max_queued_messages 0", "max_inflight_messages 2000", "set_tcp_nodelay true", "listener "+port+" 127.0.0.1", "allow_anonymous true")
 }

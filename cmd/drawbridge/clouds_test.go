@@ -86,7 +86,7 @@ func TestProveThreeClouds(t *testing.T) {
 	onLocalhost := strings.NewReplacer("127.0.0.1", "localhost")
 	s.write("drawbridge.toml", fmt.Sprintf(threeClouds, s.page, awsKey, awsCert, hubKey, hubCert, s.mqtt,
 		onLocalhost.Replace(aws.Addr), aws.CA.File(t), onLocalhost.Replace(hub.Addr), hub.CA.File(t), onLocalhost.Replace(s.cloud)))
-	s.plain = freePort("tcp", "0")
+	s.plain = vacant(t)
 	_, port, _ := net.SplitHostPort(s.plain)
 	s.startCloud("max_queued_messages 0", "listener "+port+" 127.0.0.1", "allow_anonymous true")
 	s.startGateway()

@@ -35,7 +35,7 @@ func TestSleepyDeviceGetsItsCommandAfterAKill(t *testing.T) {
 // What the gateway observes on a device goes the way of reports.
 func TestObservedDeviceReportsToTheCloud(t *testing.T) {
 	s := newSite(t)
-	listen := freePort("udp", "0")
+	listen := vacant(t)
 	s.extra = fmt.Sprintf("[listener.observing]\ntype = \"coap\"\nlisten = %q\nsecurity = [\"psk\"]\nkey = \"identity\"\nobserve = [\"/sensors/level\"]\n", listen)
 	s.configure()
 	s.certify()

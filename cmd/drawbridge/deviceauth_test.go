@@ -244,14 +244,14 @@ func TestDeviceAuthentication(t *testing.T) {
 	ca := newDeviceCA(t)
 	s.write("devices.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw})))
 	s.write("devices.crl", ca.revoke(t, 1, 99))
-	ask, tokens, certs := freePort("tcp", "0"), freePort("tcp", "0"), freePort("tcp", "0")
+	ask, tokens, certs := vacant(t), vacant(t), vacant(t)
 	listener := func(name, addr, more string) string {
 		return fmt.Sprintf("[listener.%s]\ntype = \"mqtt\"\nlisten = %q\nkey = \"identity\"\n%s\n", name, addr, more)
 	}
 	s.extra = listener("ask", ask, `device_ca = "devices.crt"`+"\n"+`auth = ["http"]`) +
 		listener("tokens", tokens, `auth = ["jwt"]`) +
 		listener("certs", certs, `device_ca = "devices.crt"`+"\n"+`device_crl = "devices.crl"`+"\n"+`auth = ["x509"]`) +
-		fmt.Sprintf("[authenticator]\nurl = \"%s/device\"\nca = \"ca.crt\"\ntimeout = \"1s\"\ncache = \"1h\"\n", o.url) +
+		fmt.Sprintf("[authenticator]\nurl = \"%s/device\"\nca = \"ca.crt\"\ntimeout = \"5s\"\ncache = \"1h\"\n", o.url) +
 		fmt.Sprintf("[issuer.plant]\nurl = %q\naudience = \"drawbridge\"\nca = \"ca.crt\"\n", o.url)
 	s.configure()
 	s.certify()
@@ -302,7 +302,7 @@ func (s *site) askOutside(t *testing.T, o *outside, addr string, ca *deviceCA, c
 		t.Errorf("an authenticator that does not answer: CONNACK 0x%02x, want 0x88", code)
 	}
 	// The certificate that a device shows is part of the question; what the answer says ends, ends.
-	o.says(auth.Answer{Device: "pump-2", Groups: []string{"press"}, Expires: time.Now().Add(6 * time.Second)})
+	o.says(auth.Answer{Device: "pump-2", Groups: []string{"press"}, Expires: time.Now().Add(10 * time.Second)})
 	pump2, code := s.device5(t, addr, func(*packets5.Connect) {}, ca.issue(t, "pump-2", 7))
 	if code != 0 {
 		t.Fatalf("CONNACK 0x%02x", code)
@@ -326,11 +326,11 @@ func (s *site) bringTokens(t *testing.T, o *outside, addr string, cloud *lines) 
 	if _, code := s.device5(t, addr, func(c *packets5.Connect) { c.Properties.AuthMethod = "SCRAM-SHA-256" }); code != 0x8c {
 		t.Errorf("another method: CONNACK 0x%02x, want 0x8c", code)
 	}
-	stale, code := s.device5(t, addr, asUser("", string(o.token("robot-1", 8*time.Second, o.key)))) // as the password
+	stale, code := s.device5(t, addr, asUser("", string(o.token("robot-1", 15*time.Second, o.key)))) // as the password
 	if code != 0 {
 		t.Fatalf("CONNACK 0x%02x", code)
 	}
-	fresh, code := s.device5(t, addr, withToken(o.token("robot-2", 8*time.Second, o.key)))
+	fresh, code := s.device5(t, addr, withToken(o.token("robot-2", 15*time.Second, o.key)))
 	if code != 0 {
 		t.Fatalf("CONNACK 0x%02x", code)
 	}

@@ -16,12 +16,7 @@ import (
 // A first start without configuration makes an identity, serves its own machine, and says in three lines what to do next; init and a reload go
 // on with the same identity. The default ports are real, so it runs in a network of its own.
 func TestFirstStart(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("a network of its own takes root")
-		}
-		t.Skip("a network of its own takes root")
-	}
+	asRoot(t, "a network of its own")
 	for _, place := range []struct {
 		name string
 		tpm  func(*testing.T) string

@@ -28,13 +28,13 @@ func claim(t testing.TB, format string, args ...any) {
 	t.Logf("prove: "+format, args...)
 }
 
-// release builds the gateway as it is shipped.
+// release builds the gateway as it is shipped, beside the commands of the scripts, with which it is deleted.
 var release = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "drawbridge-release-")
+	planted, err := exec.LookPath("drawbridge-planted")
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "drawbridge")
+	path := filepath.Join(filepath.Dir(planted), "drawbridge-release")
 	out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)

@@ -143,7 +143,7 @@ func (w *watched) work() map[string]sightings {
 	t := w.t
 	t.Helper()
 	// A second door of the cloud, for who shows no certificate: the hub of the shared access signatures.
-	hub := freePort("tcp", "0")
+	hub := vacant(t)
 	_, hubPort, _ := net.SplitHostPort(hub)
 	secret := w.random("the HMAC key", 32)
 	chipPSK := w.random("a pre-shared key in the chip", 16)

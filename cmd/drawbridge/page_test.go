@@ -27,11 +27,11 @@ type window struct {
 func openWindow(t *testing.T, more ...chromedp.ExecAllocatorOption) *window {
 	t.Helper()
 	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(more, chromedp.Headless, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.NoSandbox,
-		chromedp.ExecPath(program(t, "chromium")))...)
+		chromedp.WSURLReadTimeout(time.Minute), chromedp.ExecPath(program(t, "chromium")))...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
-	ctx, cancel = context.WithTimeout(ctx, 3*time.Minute)
+	ctx, cancel = context.WithTimeout(ctx, 10*time.Minute)
 	t.Cleanup(cancel)
 	return &window{t, ctx}
 }
@@ -53,8 +53,8 @@ func (w *window) see(what, expression string) {
 			return
 		}
 	}
-	text, _ := chromedp.Run(w.ctx, chromedp.Evaluate[string]("document.body.innerText"))
-	w.Fatalf("%s: not seen; the page shows:\n%s", what, text)
+	text, _ := chromedp.Run(w.ctx, chromedp.Evaluate[string]("location + '\\n' + document.body.innerText"))
+	w.Fatalf("%s: not seen; the browser shows %s", what, text)
 }
 
 // press clicks a button, and says yes where it is asked.

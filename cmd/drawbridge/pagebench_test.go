@@ -22,7 +22,7 @@ func BenchmarkBesidePage(b *testing.B) {
 	const burst = 2500 // messages of each reporter, where they do not wait
 	s := newSite(b)
 	s.binary = released(b)
-	fleet := freePort("tcp", "0")
+	fleet := vacant(b)
 	s.extra = fmt.Sprintf(`
 [listener.fleet]
 type = "mqtt"

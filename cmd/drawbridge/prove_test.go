@@ -93,6 +93,16 @@ func TestProveAway(t *testing.T) {
 		each*devices, took.Seconds(), float64(away.rss)/1e6, float64(back.peak)/1e6)
 }
 
+// mountSmall puts a disk of 24 MiB under the directory until the test ends.
+func mountSmall(t testing.TB, dir string) {
+	t.Helper()
+	asRoot(t, "a disk of its own")
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=24m,mode=700"); err != nil {
+		t.Fatalf("mount a small file system: %v", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
+}
+
 // TestProveDiskFull fills the disk under the state directory: devices hear so, nothing accepted is lost, and service resumes by itself.
 func TestProveDiskFull(t *testing.T) {
 	s := newSite(t)
@@ -104,10 +114,7 @@ func TestProveDiskFull(t *testing.T) {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", state, "tmpfs", 0, "size=24m,mode=700"); err != nil {
-		t.Fatalf("mount a small file system: %v", err)
-	}
-	t.Cleanup(func() { syscall.Unmount(state, syscall.MNT_DETACH) })
+	mountSmall(t, state)
 	s.certify() // the mount hides what was made before
 	s.startGateway()
 	cloud := newRecorder(s)

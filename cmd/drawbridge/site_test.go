@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -69,6 +71,18 @@ func program(t testing.TB, name string) string {
 	return path
 }
 
+// asRoot is for tests of what takes root.
+func asRoot(t testing.TB, what string) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") == "" {
+		t.Skipf("%s takes root", what)
+	}
+	t.Fatalf("%s takes root", what)
+}
+
 func start(t testing.TB, name string, args ...string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command(program(t, name), args...), t: t, ended: make(chan struct{})}
@@ -105,19 +119,22 @@ func (p *process) stop() {
 	p.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		p.t.Errorf("%s did not stop", p.Path)
 		p.kill()
 	}
 }
 
-// eventually waits until ok, and fails the test where that takes longer than a minute.
+// eventually waits until ok, and fails the test where that takes longer than two minutes. What is not so soon it asks less and less often: many
+// tests that wait at once would keep the machine from what they wait for.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
+	pause := 10 * time.Millisecond
+	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(pause) {
 		if time.Now().After(end) {
-			t.Fatalf("waited a minute for: %s", what)
+			t.Fatalf("waited two minutes for: %s", what)
 		}
+		pause = min(pause*5/4, 200*time.Millisecond)
 	}
 }
 
@@ -165,10 +182,7 @@ func newSite(t testing.TB) *site {
 		t.Fatal(err)
 	}
 	s := &site{t: t, dir: t.TempDir(), ca: ca, keyURI: "file:identity.key",
-		coap: freePort("udp", "0"), mqtt: freePort("tcp", "0"), cloud: freePort("tcp", "0"), page: freePort("tcp", "0")}
-	for s.mqtt == s.cloud || s.cloud == s.page || s.page == s.mqtt { // a port that has just been let go may be given again
-		s.cloud, s.page = freePort("tcp", "0"), freePort("tcp", "0")
-	}
+		coap: vacant(t), mqtt: vacant(t), cloud: vacant(t), page: vacant(t)}
 	s.write("ca.crt", string(ca.pem()))
 	for _, name := range []string{"localhost", "person", "meter-1"} {
 		s.issue(name)
@@ -176,6 +190,33 @@ func newSite(t testing.TB) *site {
 	s.write("th-1.psk", "0123456789abcdef\n")
 	s.write("press-1.password", "correct horse\n")
 	return s
+}
+
+// lastPort is the port that was given out last. They go up from one at random: other programs may run the same tests.
+var lastPort = sync.OnceValue(func() *atomic.Int32 {
+	var p atomic.Int32
+	p.Store(10_000 + rand.Int32N(10_000))
+	return &p
+})
+
+// vacant gives an address on loopback for a program that is yet to start, or to be killed and started again. The kernel gives ports from 32768 on
+// to whoever does not care, which would be the devices that knock meanwhile; this is none of those, and nobody is given it twice.
+func vacant(t testing.TB) string {
+	t.Helper()
+	for range 1000 {
+		address := fmt.Sprintf("127.0.0.1:%d", 10_000+lastPort().Add(1)%20_000)
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		l.Close()
+		if p, err := net.ListenPacket("udp", address); err == nil {
+			p.Close()
+			return address
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 func (s *site) path(name string) string { return filepath.Join(s.dir, name) }

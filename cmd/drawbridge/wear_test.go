@@ -86,9 +86,7 @@ func wear(b *testing.B, devices, messages int, start func(*site)) float64 {
 // diskForState puts a file system of its own under the state directory and gives where the kernel counts what is written to it.
 func (s *site) diskForState() (stat string) {
 	s.t.Helper()
-	if os.Geteuid() != 0 {
-		s.t.Skip("a disk of its own takes root")
-	}
+	asRoot(s.t, "a disk of its own")
 	image, state := s.path("disk"), s.path("state")
 	s.write("disk", "")
 	err := os.Truncate(image, 512<<20)
