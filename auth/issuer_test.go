@@ -30,25 +30,14 @@ import (
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
-
-// need skips a test whose program is missing; where CI is set it fails.
-func need(t *testing.T, programs ...string) {
-	t.Helper()
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
-}
 
 // install gives the directory of the test issuer with its packages in place.
 func install(t *testing.T) string {
 	t.Helper()
-	need(t, "node", "npm")
+	needs.Program(t, "node")
+	needs.Program(t, "npm")
 	dir, err := filepath.Abs("testdata/oidc")
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
 	"github.com/drawbridge/drawbridge/internal/health"
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // gateway has the token sources of a gateway, and its clock in hand.
@@ -289,7 +290,7 @@ func TestIssuerWithChips(t *testing.T) {
 		"swtpm":    func(t *testing.T) func(string) string { return keytest.SWTPM(t).URI },
 	} {
 		t.Run(name, func(t *testing.T) {
-			need(t, "node", "npm")
+			needs.Program(t, "node")
 			in := uri(t)
 			keys := map[string]*config.Key{"ec": {URI: in("ec")}, "tls": {URI: in("tls")}, "rsa": {URI: in("rsa")}}
 			ring, err := keyring.New(t.Context(), keyring.Options{Keys: keys, BaseDir: t.TempDir(), State: t.TempDir(), Now: time.Now})

@@ -10,20 +10,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-)
 
-// program finds a program that a test needs.
-func program(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("no " + name)
-	}
-	return path
-}
+	"github.com/drawbridge/drawbridge/internal/needs"
+)
 
 func run(t *testing.T, name string, arg ...string) string {
 	t.Helper()
@@ -35,7 +24,7 @@ func run(t *testing.T, name string, arg ...string) string {
 }
 
 func TestTheUnitIsSandboxed(t *testing.T) {
-	out := run(t, program(t, "systemd-analyze"), "security", "--offline=true", "--no-pager", "files/drawbridge.service")
+	out := run(t, needs.Program(t, "systemd-analyze"), "security", "--offline=true", "--no-pager", "files/drawbridge.service")
 	m := regexp.MustCompile(`Overall exposure level.*: ([0-9.]+)`).FindStringSubmatch(out)
 	if m == nil {
 		t.Fatalf("no level:\n%s", out)
@@ -46,7 +35,7 @@ func TestTheUnitIsSandboxed(t *testing.T) {
 }
 
 func TestTheUnitsAreClean(t *testing.T) {
-	analyze := program(t, "systemd-analyze")
+	analyze := needs.Program(t, "systemd-analyze")
 	dir := t.TempDir()
 	var units []string
 	for _, name := range []string{"drawbridge.service", "drawbridge-coap.socket", "drawbridge-mqtt.socket"} {

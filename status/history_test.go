@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/bridge/spool"
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound"
 )
 
@@ -215,13 +216,7 @@ func TestPictureShowsWhereItIsStuck(t *testing.T) {
 }
 
 func TestMetricsAsPromtoolWantsThem(t *testing.T) {
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("no promtool")
-	}
+	promtool := needs.Program(t, "promtool")
 	for _, name := range []string{"well", "unwell", "empty"} {
 		data, err := os.ReadFile("testdata/" + name + ".prom")
 		if err != nil {

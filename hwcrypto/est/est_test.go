@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 func request(t *testing.T) (*ecdsa.PrivateKey, []byte) {
@@ -105,13 +106,7 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestOpenSSLReadsWhatWeWriteAndTheOtherWay(t *testing.T) {
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	openssl := needs.Program(t, "openssl")
 	ca := keytest.NewCA(t)
 	b, err := keytest.CertsOnly(ca.Cert)
 	if err != nil {

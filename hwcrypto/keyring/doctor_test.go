@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 func (s *site) examined(t *testing.T, name string) string {
@@ -68,13 +68,7 @@ func TestExamine(t *testing.T) {
 // TestOpenSSL holds mutual TLS with openssl at the other end, both ways, by keys in each kind of chip.
 func TestOpenSSL(t *testing.T) {
 	t.Parallel()
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	openssl := needs.Program(t, "openssl")
 	token, chip := keytest.SoftHSM(t), keytest.SWTPM(t)
 	keys := map[string]*config.Key{}
 	for _, alg := range []hwcrypto.Algorithm{hwcrypto.ECDSAP256, hwcrypto.RSA2048} {

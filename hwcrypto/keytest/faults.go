@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 //go:embed testdata/shim.c
@@ -28,7 +30,7 @@ type FaultyToken struct {
 // Faulty puts a module with knobs in front of a token's. It is compiled, so the test needs gcc.
 func Faulty(t testing.TB) *FaultyToken {
 	t.Helper()
-	gcc := program(t, "gcc")
+	gcc := needs.Program(t, "gcc")
 	k := SoftHSM(t)
 	dir := filepath.Dir(k.Module)
 	f := &FaultyToken{Token: k, control: filepath.Join(dir, "control"), t: t}

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // Token is a SoftHSM2 token.
@@ -53,9 +55,9 @@ func SoftHSM(t testing.TB) *Token {
 		}
 	}
 	if lib == "" {
-		missing(t, "libsofthsm2.so")
+		needs.Missing(t, "libsofthsm2.so is not installed")
 	}
-	util := program(t, "softhsm2-util")
+	util := needs.Program(t, "softhsm2-util")
 	dir := t.TempDir()
 	k := &Token{Label: "gw-" + rand.Text()[:6], PIN: "1234", Module: filepath.Join(dir, "libsofthsm2.so"),
 		PINFile: filepath.Join(dir, "pin"), Dir: filepath.Join(dir, "tokens"), Conf: filepath.Join(dir, "softhsm2.conf")}
@@ -85,7 +87,7 @@ func (k *Token) Another(t testing.TB) *Token {
 	check(t, err)
 	a := *k
 	a.Label = "gw-" + rand.Text()[:6]
-	cmd := exec.Command(program(t, "softhsm2-util"), "--init-token", "--free", "--label", a.Label, "--pin", a.PIN, "--so-pin", "5678")
+	cmd := exec.Command(needs.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", a.Label, "--pin", a.PIN, "--so-pin", "5678")
 	cmd.Env = append(os.Environ(), confVariable+"="+k.Conf)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("softhsm2-util: %v\n%s", err, out)
@@ -117,21 +119,4 @@ func check(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func program(t testing.TB, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		missing(t, name)
-	}
-	return path
-}
-
-func missing(t testing.TB, what string) {
-	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatalf("%s is not installed", what)
-	}
-	t.Skipf("%s is not installed", what)
 }

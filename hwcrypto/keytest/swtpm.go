@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // TPM is an swtpm process.
@@ -31,8 +33,8 @@ func (p *TPM) URI(name string) string { return "tpm:name=" + name + ";device=" +
 // SWTPM makes a TPM with an endorsement certificate and starts it.
 func SWTPM(t testing.TB) *TPM {
 	t.Helper()
-	setup := program(t, "swtpm_setup")
-	program(t, "swtpm")
+	setup := needs.Program(t, "swtpm_setup")
+	needs.Program(t, "swtpm")
 	dir, err := os.MkdirTemp("", "tpm") // t.TempDir may be longer than a socket's address
 	check(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })

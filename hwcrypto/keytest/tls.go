@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // CA is a certificate authority for tests.
@@ -137,7 +138,7 @@ func (s Subject) testTLS(t *testing.T) {
 }
 
 func (s Subject) testCSR(t *testing.T) {
-	openssl := program(t, "openssl")
+	openssl := needs.Program(t, "openssl")
 	k := s.make(t, "request", hwcrypto.ECDSAP256)
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "gw"}, DNSNames: []string{"gw.example"}}, k)
 	check(t, err)

@@ -14,19 +14,14 @@ import (
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // TestAttestationKeyIsOfTheEndorsedTPM is what a verifier does with tpm2-tools, which here ask no TPM: make a credential for the
 // endorsement key of the certificate and for the name of the attestation key, and see whether it is opened.
 func TestAttestationKeyIsOfTheEndorsedTPM(t *testing.T) {
 	t.Parallel()
-	tool, err := exec.LookPath("tpm2_makecredential")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	tool := needs.Program(t, "tpm2_makecredential")
 	chip, other := keytest.SWTPM(t), keytest.SWTPM(t)
 	p := provider(t, Options{Dir: chip.Dir})
 	k := made(t, p, chip.URI("a"), hwcrypto.ECDSAP256)

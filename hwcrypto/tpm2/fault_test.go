@@ -20,6 +20,7 @@ import (
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 func parse(t *testing.T, s string) hwcrypto.URI {
@@ -60,13 +61,7 @@ func transients(t *testing.T, chip *keytest.TPM) string {
 
 func tool(t *testing.T, chip *keytest.TPM, name string, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	path := needs.Program(t, name)
 	out, err := exec.Command(path, append([]string{"-T", "swtpm:path=" + chip.Socket}, args...)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)

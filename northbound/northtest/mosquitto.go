@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
 )
 
@@ -27,24 +28,6 @@ type Mosquitto struct {
 	dir           string
 	port          string
 	program       *exec.Cmd
-}
-
-// Program gives the path of a program that a test needs. Where it is missing the test fails if CI is set, and is skipped otherwise.
-func Program(t testing.TB, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		path, err = exec.LookPath("/usr/sbin/" + name)
-	}
-	switch {
-	case err == nil:
-		return path
-	case os.Getenv("CI") != "":
-		t.Fatalf("%s is not installed", name)
-	default:
-		t.Skipf("%s is not installed", name)
-	}
-	return ""
 }
 
 // NewMosquitto starts mosquitto for the time of the test. The lines are added to its configuration.
@@ -82,7 +65,7 @@ func NewMosquitto(t testing.TB, lines ...string) *Mosquitto {
 // Start starts it again after Kill, on the same port.
 func (m *Mosquitto) Start(t testing.TB) {
 	t.Helper()
-	m.program = exec.Command(Program(t, "mosquitto"), "-c", filepath.Join(m.dir, "mosquitto.conf"))
+	m.program = exec.Command(needs.Program(t, "mosquitto"), "-c", filepath.Join(m.dir, "mosquitto.conf"))
 	var log bytes.Buffer
 	m.program.Stderr = &log
 	if err := m.program.Start(); err != nil {
@@ -138,7 +121,7 @@ const probe = "northtest/probe"
 // Sub starts mosquitto_sub on filter and returns once it is subscribed. It prints in the given format, see its manual.
 func (m *Mosquitto) Sub(t testing.TB, filter, format string) *Sub {
 	t.Helper()
-	program := exec.Command(Program(t, "mosquitto_sub"), m.client("-t", filter, "-t", probe, "-q", "1", "-V", "mqttv5", "-F", format)...)
+	program := exec.Command(needs.Program(t, "mosquitto_sub"), m.client("-t", filter, "-t", probe, "-q", "1", "-V", "mqttv5", "-F", format)...)
 	out, err := program.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

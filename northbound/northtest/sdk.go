@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // SDK is a running program on a platform's own SDK, see testdata/sdks.
@@ -21,7 +23,7 @@ type SDK struct {
 // NewSDK runs a script of testdata/sdks with node until the test ends. ca is the PEM file of the authority that it trusts.
 func NewSDK(t testing.TB, script, ca string, args ...string) *SDK {
 	t.Helper()
-	node := Program(t, "node")
+	node := needs.Program(t, "node")
 	_, here, _, _ := runtime.Caller(0)
 	dir := filepath.Join(filepath.Dir(here), "testdata", "sdks")
 	install(t, dir)
@@ -74,7 +76,7 @@ func install(t testing.TB, dir string) {
 	if _, err := os.Stat(filepath.Join(dir, "node_modules", ".package-lock.json")); err == nil {
 		return
 	}
-	npm := exec.Command(Program(t, "npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts")
+	npm := exec.Command(needs.Program(t, "npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts")
 	npm.Dir = dir
 	if out, err := npm.CombinedOutput(); err != nil {
 		t.Fatalf("npm ci: %v\n%s", err, out)

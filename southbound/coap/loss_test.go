@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
@@ -68,7 +69,7 @@ func TestDevicesGetThroughLoss(t *testing.T) {
 	b := southtest.Start(t, driver())
 	for seed, client := range []string{"coap-client-openssl", "coap-client-gnutls"} {
 		for i, security := range []string{"psk", "x509"} {
-			program(t, client)
+			needs.Program(t, client)
 			cred := credentials(t, b, security, "th-1")
 			addr := lossy(t, b.Addr, uint64(10*seed+i))
 			t.Run(client+" with "+security, func(t *testing.T) {
@@ -76,7 +77,7 @@ func TestDevicesGetThroughLoss(t *testing.T) {
 				args := append(cred, "-v", "6", "-B", "50", "-m", "post", "-e", "1", fmt.Sprintf("coaps://%s/lossy/%d/%s", addr, seed, security))
 				var out []byte
 				for range 6 { // a client that loses its patience, after 5 s with GnuTLS, comes again as a device would
-					out, _ = exec.CommandContext(t.Context(), program(t, client), args...).CombinedOutput() // it says how it went
+					out, _ = exec.CommandContext(t.Context(), needs.Program(t, client), args...).CombinedOutput() // it says how it went
 					if bytes.Contains(out, []byte("2.04")) {
 						return
 					}

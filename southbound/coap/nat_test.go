@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
@@ -68,13 +69,8 @@ type network struct {
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	ip := program(t, "ip")
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("network namespaces need root")
-		}
-		t.Skip("network namespaces need root")
-	}
+	ip := needs.Program(t, "ip")
+	needs.Root(t, "a network namespace")
 	return &network{t, ip, "db" + strings.ToLower(rand.Text()[:8])}
 }
 
@@ -113,7 +109,7 @@ func (n *network) link(a, aAddr, b, bAddr, aName, bName string) {
 // TestDevicesBehindNAT puts a device behind a real NAT that forgets its mapping before each report. The device is TestDeviceForAnother, and
 // the program that $DRAWBRIDGE_TEST_DEVICE names, where one does: of another DTLS stack, and in all else like TestDeviceForAnother.
 func TestDevicesBehindNAT(t *testing.T) {
-	iptables := program(t, "iptables")
+	iptables := needs.Program(t, "iptables")
 	n := newNetwork(t)
 	srv, nat, dev := n.namespace("s"), n.namespace("n"), n.namespace("d")
 	n.link(nat, "198.51.100.1/24", srv, "198.51.100.2/24", "out", "in")

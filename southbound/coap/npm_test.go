@@ -10,12 +10,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
 // TestNPMClient lets the client that Node's users take speak for itself.
 func TestNPMClient(t *testing.T) {
-	node, npm := program(t, "node"), program(t, "npm")
+	node, npm := needs.Program(t, "node"), needs.Program(t, "npm")
 	const dir = "testdata/npm"
 	if _, err := os.Stat(dir + "/node_modules/coap/package.json"); err != nil {
 		install := exec.CommandContext(t.Context(), npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts")

@@ -11,28 +11,16 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
-
-// program finds a peer's program. Where tests must not be skipped it is an error that it is missing.
-func program(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	return path
-}
 
 // run runs a program and gives what it writes.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, program(t, name), args...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, needs.Program(t, name), args...).CombinedOutput()
 	if err != nil {
 		t.Errorf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
@@ -53,7 +41,7 @@ func TestLibcoapClients(t *testing.T) {
 		for _, security := range []string{"psk", "x509"} {
 			t.Run(client+" with "+security, func(t *testing.T) {
 				t.Parallel()
-				program(t, client)
+				needs.Program(t, client)
 				b := southtest.Start(t, driver())
 				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
@@ -138,7 +126,7 @@ func inTheClear(d southtest.Driver) southtest.Driver {
 }
 
 func TestLibcoapClientOverTCP(t *testing.T) {
-	program(t, "coap-client-notls")
+	needs.Program(t, "coap-client-notls")
 	b := southtest.Start(t, inTheClear(tlsDriver(t)))
 	big, out := filepath.Join(b.Dir, "big"), filepath.Join(b.Dir, "out")
 	content := strings.Repeat("0123456789abcdef", 4096)
@@ -164,7 +152,7 @@ func TestLibcoapClientOverTCP(t *testing.T) {
 
 // observing runs a client that observes a resource until it has been notified by a command.
 func observing(t *testing.T, d southtest.Driver, client, scheme, device string, credentials func(b *southtest.Bench) []string) {
-	program(t, client)
+	needs.Program(t, client)
 	b := southtest.Start(t, d)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

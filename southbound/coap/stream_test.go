@@ -22,6 +22,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/tcp"
 	tcpclient "github.com/plgd-dev/go-coap/v3/tcp/client"
 
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
@@ -106,7 +107,7 @@ func TestLibcoapClientsOverTLS(t *testing.T) {
 	// libcoap with GnuTLS does not go on after the first 16 KiB of a message; it is given blocks.
 	for client, how := range map[string][]string{"coap-client-openssl": nil, "coap-client-gnutls": {"-b", "1024"}} {
 		t.Run(client, func(t *testing.T) {
-			program(t, client)
+			needs.Program(t, client)
 			b := southtest.Start(t, tlsDriver(t))
 			cred := credentials(t, b, "x509", "th-1")
 			uri := fmt.Sprintf("coaps+tcp://%s", b.Addr)

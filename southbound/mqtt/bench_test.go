@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
@@ -35,7 +36,7 @@ type opponent struct {
 // opponents starts both. They serve the same certificate type to the same clients; ours says yes after fdatasync, mosquitto without.
 func opponents(t testing.TB, withTLS bool) []*opponent {
 	t.Helper()
-	broker := program(t, "mosquitto")
+	broker := needs.Program(t, "mosquitto")
 	cmd, g := child(t, orders{Dir: t.TempDir(), TLS: withTLS})
 	ours := &opponent{name: "drawbridge", addr: g.Addr, pid: cmd.Process.Pid}
 	site := southtest.NewSite(t)

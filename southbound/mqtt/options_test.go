@@ -18,6 +18,7 @@ import (
 	paho5 "github.com/eclipse/paho.golang/paho"
 	paho3 "github.com/eclipse/paho.mqtt.golang"
 
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
@@ -47,7 +48,7 @@ type shell struct {
 func (s *shell) command(name string, args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	s.t.Cleanup(cancel)
-	return exec.CommandContext(ctx, program(s.t, name), slices.Concat(s.login, args)...)
+	return exec.CommandContext(ctx, needs.Program(s.t, name), slices.Concat(s.login, args)...)
 }
 
 func (s *shell) run(name string, args ...string) string {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -12,22 +11,9 @@ import (
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
-
-// program finds a program that is not ours. Without it the test fails where CI is set and is skipped elsewhere.
-func program(t testing.TB, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("%s is not installed: %v", name, err)
-	}
-	t.Skipf("%s is not installed", name)
-	return ""
-}
 
 // serves starts a server and waits until it takes connections at addr. false: it has ended instead. It is killed when the test ends.
 func serves(t testing.TB, cmd *exec.Cmd, addr string) bool {
@@ -71,7 +57,7 @@ func mosquitto(t *testing.T, b *southtest.Bench, version, how string) []string {
 
 // TestMosquittoClients reports and takes commands with mosquitto's clients; TestMosquittoOptions goes through the rest.
 func TestMosquittoClients(t *testing.T) {
-	pub, sub := program(t, "mosquitto_pub"), program(t, "mosquitto_sub")
+	pub, sub := needs.Program(t, "mosquitto_pub"), needs.Program(t, "mosquitto_sub")
 	for _, version := range []string{"mqttv311", "mqttv5"} {
 		for _, how := range []string{"password", "certificate"} {
 			t.Run(version+" "+how, func(t *testing.T) {

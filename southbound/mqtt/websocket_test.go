@@ -16,6 +16,7 @@ import (
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
@@ -54,7 +55,7 @@ func TestWebSocketElsewhere(t *testing.T) {
 
 // TestNPM lets the client that most of Node's users take go through its options, over TLS and over WebSocket.
 func TestNPM(t *testing.T) {
-	node, npm := program(t, "node"), program(t, "npm")
+	node, npm := needs.Program(t, "node"), needs.Program(t, "npm")
 	const dir = "testdata/npm"
 	if _, err := os.Stat(filepath.Join(dir, "node_modules", "mqtt", "package.json")); err != nil {
 		install := exec.CommandContext(t.Context(), npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts")

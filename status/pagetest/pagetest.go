@@ -11,6 +11,7 @@ import (
 	"embed"
 	"encoding/base64"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -20,6 +21,8 @@ import (
 	"testing"
 
 	"github.com/chromedp/chromedp"
+
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 //go:embed npm/package.json npm/package-lock.json npm/issuer.mjs
@@ -45,10 +48,7 @@ func Install(t *testing.T) *Tools {
 	ci := exec.CommandContext(t.Context(), "npm", "ci", "--silent", "--no-fund", "--no-audit", "--ignore-scripts")
 	ci.Dir = dir
 	if out, err := ci.CombinedOutput(); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("npm ci: %v\n%s", err, out)
-		}
-		t.Skip("no npm packages")
+		needs.Missing(t, fmt.Sprintf("npm ci: %v\n%s", err, out))
 	}
 	axe, err := os.ReadFile(filepath.Join(dir, "node_modules/axe-core/axe.min.js"))
 	if err != nil {

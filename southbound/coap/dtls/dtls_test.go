@@ -21,6 +21,8 @@ import (
 	"time"
 
 	piondtls "github.com/pion/dtls/v3"
+
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // pki is a CA with a server's and a client's certificate.
@@ -326,13 +328,7 @@ func TestBadCredentialsAreToldApartOnlyByTheServer(t *testing.T) {
 }
 
 func TestOpenSSLClientsConnect(t *testing.T) {
-	bin, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	bin := needs.Program(t, "openssl")
 	p := newPKI(t)
 	dir := p.files(t)
 	for _, cipher := range []string{
