@@ -131,12 +131,12 @@ func (c *Clock) Excuse(err error, roots *x509.CertPool) bool {
 	return true
 }
 
-// Transport gives wire as one that tells c the time. A nil Clock gives it as it is.
+// Transport gives wire as one to an issuer that tells c the time, where that is not nil; see OverTLS.
 func (c *Clock) Transport(wire *http.Transport) http.RoundTripper {
 	if c == nil {
-		return wire
+		return OverTLS(wire)
 	}
-	return &timing{c, wire}
+	return OverTLS(&timing{c, wire})
 }
 
 // timing repeats a request whose server's certificate seemed not to be valid yet, and learns from the answer.

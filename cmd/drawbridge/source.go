@@ -99,8 +99,8 @@ func (g *gateway) door(cfg *config.Config) (*tls.Config, *status.Login, error) {
 			return nil, nil, err
 		}
 		login.Issuer = &status.Issuer{Name: s.Issuer, URL: issuer.URL, ClientID: s.ClientID, Secret: secret(s.ClientSecret), Roles: s.RolesClaim,
-			Client: &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{
-				TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, Time: g.now}}}}
+			Client: &http.Client{Timeout: 15 * time.Second, Transport: auth.OverTLS(&http.Transport{
+				TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, Time: g.now}})}}
 	}
 	return conf, login, nil
 }
