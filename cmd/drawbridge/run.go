@@ -29,6 +29,11 @@ Under systemd it says when it is ready, feeds the watchdog while every part make
 Without a configuration it makes itself an identity key in the TPM, if there is one, and serves this machine alone; drawbridge init writes
 the file that goes on from there. DRAWBRIDGE_TPM names another TPM for that than /dev/tpmrm0, such as unix:/path.`,
 		RunE: func(c *cobra.Command, _ []string) error {
+			// From the first moment on: either signal would end the process.
+			hangup := make(chan os.Signal, 1)
+			signal.Notify(hangup, syscall.SIGHUP)
+			defer signal.Stop(hangup)
+			signal.Ignore(syscall.SIGPIPE) // nobody reads the log any more
 			// The log's own settings are in the file, so what is wrong with the file is told before there is a log.
 			cfg, _, err := load(a.config(), kinds())
 			if err != nil {
@@ -36,7 +41,7 @@ the file that goes on from there. DRAWBRIDGE_TPM names another TPM for that than
 			}
 			weight := make([]byte, ballast)
 			defer runtime.KeepAlive(weight)
-			p := parts{records: status.NewRecorder(recordLines), notify: sdnotify.New(os.Getenv), sockets: sdnotify.Files(os.Getenv)}
+			p := parts{records: status.NewRecorder(recordLines), notify: sdnotify.New(os.Getenv), hangup: hangup, sockets: sdnotify.Files(os.Getenv)}
 			p.log = slog.New(p.records.Handler(newLog(a.err, cfg.Log)))
 			noCore(p.log)
 			return serve(c.Context(), a.config(), p, func() {
@@ -60,6 +65,7 @@ type parts struct {
 	log     *slog.Logger
 	records *status.Recorder      // nil: the page shows no log
 	notify  *sdnotify.Notifier    // nil: nobody is told
+	hangup  <-chan os.Signal      // asks for a reload; nil: nobody does
 	sockets map[string][]*os.File // handed over by systemd, by name
 	kinds   builtin               // what it is built of; zero: kinds()
 	system  func() time.Time      // the system's clock; nil: time.Now
@@ -92,11 +98,8 @@ func serve(ctx context.Context, path string, p parts, ready func()) error {
 	return err
 }
 
-// tell keeps systemd informed until ctx ends: that the gateway is ready, that it makes progress, that it reloads on SIGHUP, that it stops.
+// tell keeps systemd informed until ctx ends: that the gateway is ready, that it makes progress, that it reloads when asked to by a signal, that it stops.
 func (g *gateway) tell(ctx context.Context, n *sdnotify.Notifier) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
 	if n == nil {
 		n = sdnotify.New(func(string) string { return "" })
 	}
@@ -112,7 +115,7 @@ func (g *gateway) tell(ctx context.Context, n *sdnotify.Notifier) {
 		case <-ctx.Done():
 			g.note(n.Stopping())
 			return
-		case <-hangup:
+		case <-g.hangup:
 			g.note(n.Reloading())
 			if _, err := g.reload(g.tasks); err != nil {
 				g.log.Error("reload", "error", err)
