@@ -233,7 +233,7 @@ func TestAssociationsSurviveKill(t *testing.T) {
 	g := &gateway{dir: t.TempDir(), listen: "127.0.0.1:0", took: map[string]int{}}
 	g.start(t)
 	defer func() { g.kill() }()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	addr, err := net.ResolveUDPAddr("udp", g.listen)
 	if err != nil {

@@ -497,7 +497,7 @@ func must(t *testing.T, err error) {
 
 // listenerGoroutines gives the stacks of goroutines that a listener's Serve has started and that do not end.
 func listenerGoroutines() (left string) {
-	for range 100 {
+	for end := time.Now().Add(timeout); time.Now().Before(end); {
 		buf := make([]byte, 1<<20)
 		left = ""
 		for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
