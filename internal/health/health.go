@@ -63,6 +63,9 @@ type Problem struct {
 	Hint     string    `json:"hint,omitempty"`
 	Precise  bool      `json:"precise,omitempty"` // the hint is for this very error, not for its kind
 	Since    time.Time `json:"since"`
+
+	Explained *Explanation `json:"-"` // of which detail and hint are the English; nil where there is none
+	Own       string       `json:"-"` // the words of the error that is explained
 }
 
 type id struct{ code, subject string }
@@ -71,6 +74,8 @@ type entry struct {
 	code   *Code
 	detail string
 	hint   string
+	why    *Explanation
+	own    string
 	since  time.Time
 }
 
@@ -103,7 +108,7 @@ func (t *Tracker) Problems() []Problem {
 		}) {
 			continue
 		}
-		list = append(list, Problem{e.code.Name, e.code.Title, e.code.Severity, k.subject, e.detail, e.hint, e.hint != e.code.Hint, e.since})
+		list = append(list, Problem{e.code.Name, e.code.Title, e.code.Severity, k.subject, e.detail, e.hint, e.hint != e.code.Hint, e.since, e.why, e.own})
 	}
 	slices.SortFunc(list, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(b.Severity, a.Severity), a.Since.Compare(b.Since), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Subject, b.Subject))
@@ -118,22 +123,24 @@ type Reporter struct {
 }
 
 // Set says that the problem is there. detail is for a person; it holds no secret.
-func (r *Reporter) Set(c *Code, detail string) { r.set(c, detail, c.Hint) }
+func (r *Reporter) Set(c *Code, detail string) { r.set(c, detail, c.Hint, nil, "") }
 
 // Fail is Set for an error, which is put in plain words where that is possible; the hint then fits the error rather than the code.
 func (r *Reporter) Fail(c *Code, err error) {
 	if r == nil {
 		return
 	}
-	e, ok := Explain(err, r.t.now())
+	now := r.t.now()
+	e, ok := Explain(err, now)
 	if !ok {
 		r.Set(c, err.Error())
 		return
 	}
-	r.set(c, fmt.Sprintf("%s (%v)", e.What, err), e.Hint)
+	text, hint := Words(err, now)
+	r.set(c, text, hint, &e, err.Error())
 }
 
-func (r *Reporter) set(c *Code, detail, hint string) {
+func (r *Reporter) set(c *Code, detail, hint string, why *Explanation, own string) {
 	if r == nil {
 		return
 	}
@@ -145,10 +152,10 @@ func (r *Reporter) set(c *Code, detail, hint string) {
 		e = &entry{code: c, since: t.now()}
 		t.problems[k] = e
 	}
-	e.detail, e.hint = detail, hint
+	e.detail, e.hint, e.why, e.own = detail, hint, why, own
 	t.mu.Unlock()
 	if fresh {
-		t.log.Warn(c.Title, "problem", c.Name, "subject", r.subject, "detail", detail)
+		t.log.Warn(c.Title, "problem", c.Name, "subject", r.subject, "detail", detail, "hint", hint)
 	}
 }
 

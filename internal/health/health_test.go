@@ -84,7 +84,7 @@ func TestSettingAgainKeepsTheTimeAndTakesTheDetail(t *testing.T) {
 	since := d.now
 	d.now = d.now.Add(time.Hour)
 	r.Set(&unreachable, "timed out")
-	want := []Problem{{"unreachable", "a cloud cannot be reached", Degraded, "connector cloud", "timed out", "is it running?", false, since}}
+	want := []Problem{{"unreachable", "a cloud cannot be reached", Degraded, "connector cloud", "timed out", "is it running?", false, since, nil, ""}}
 	if got := d.Problems(); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
 	}
@@ -101,7 +101,7 @@ func TestTheLogHasEachChangeOfState(t *testing.T) {
 	r.Clear(&unreachable)
 	r.Clear(&unreachable)
 	for i, want := range []string{
-		`level=WARN msg="a cloud cannot be reached" problem=unreachable subject="connector cloud" detail=refused`,
+		`level=WARN msg="a cloud cannot be reached" problem=unreachable subject="connector cloud" detail=refused hint="is it running?"`,
 		`level=INFO msg="solved: a cloud cannot be reached" problem=unreachable subject="connector cloud"`,
 		"",
 	} {
