@@ -17,24 +17,9 @@ import (
 	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 
-	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound"
 	"github.com/drawbridge/drawbridge/status/pagetest"
 )
-
-// browser starts a real browser.
-func browser(t *testing.T, more ...chromedp.ExecAllocatorOption) context.Context {
-	t.Helper()
-	path := needs.Program(t, "chromium")
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(more, chromedp.Headless, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.NoSandbox,
-		chromedp.WSURLReadTimeout(time.Minute), chromedp.ExecPath(path))...)
-	t.Cleanup(cancel)
-	ctx, cancel = chromedp.NewContext(ctx)
-	t.Cleanup(cancel)
-	ctx, cancel = context.WithTimeout(ctx, 10*time.Minute)
-	t.Cleanup(cancel)
-	return ctx
-}
 
 // busy is a gateway where something happens: the more time has gone, the more has crossed.
 func busy() *gateway {
@@ -122,7 +107,7 @@ func TestScreenshots(t *testing.T) {
 	page, _ := startBusy(t)
 	s := newSite(t)
 	closed, _ := startOpen(t, s, Login{Password: password("x"), Issuer: &Issuer{Name: "plant"}})
-	ctx := browser(t, pagetest.Trusting(t, s.cert.Certificate[0]))
+	ctx := pagetest.Browser(t, pagetest.Trusting(t, s.cert.Certificate[0]))
 	for _, c := range []struct {
 		name, scheme, lang string
 		width              int64
@@ -169,7 +154,7 @@ func do(t *testing.T, ctx context.Context, steps ...chromedp.Action[chromedp.Voi
 
 func TestThePageInABrowser(t *testing.T) {
 	page, g := startBusy(t)
-	ctx := browser(t)
+	ctx := pagetest.Browser(t)
 	did := func(want string) {
 		t.Helper()
 		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -240,7 +225,7 @@ func TestThePageInABrowser(t *testing.T) {
 
 func TestThePageReadsWithoutJavaScript(t *testing.T) {
 	page, _ := startBusy(t)
-	ctx := browser(t)
+	ctx := pagetest.Browser(t)
 	do(t, ctx, chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
 		_, err := cdp.Call(ctx, target, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
 		return err
@@ -270,7 +255,7 @@ func TestThePageReadsWithoutJavaScript(t *testing.T) {
 
 func TestThePageFitsANarrowScreen(t *testing.T) {
 	page, _ := startBusy(t)
-	ctx := browser(t)
+	ctx := pagetest.Browser(t)
 	do(t, ctx, chromedp.EmulateViewport(390, 844))
 	for _, l := range languages {
 		for _, sh := range sheets {
@@ -285,7 +270,7 @@ func TestThePageFitsANarrowScreen(t *testing.T) {
 func TestEverybodyCanUseThePage(t *testing.T) {
 	tools := pagetest.Install(t)
 	page, _ := startBusy(t)
-	ctx := browser(t)
+	ctx := pagetest.Browser(t)
 	for _, look := range []string{"light", "dark"} {
 		for _, sh := range sheets {
 			do(t, ctx, scheme(look), chromedp.EmulateViewport(1280, 900), chromedp.Navigate(page+sh.path))

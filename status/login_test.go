@@ -326,7 +326,7 @@ func TestLogInAtAnIssuerInABrowser(t *testing.T) {
 	issuer := pagetest.Install(t).Issuer(t, s.cert)
 	issuer.Serve(page + "/login/callback")
 	way.URL = issuer.URL
-	ctx := browser(t, pagetest.Trusting(t, s.cert.Certificate[0]))
+	ctx := pagetest.Browser(t, pagetest.Trusting(t, s.cert.Certificate[0]))
 	// as logs a person in at the issuer, whose forms these are: log-in, consent.
 	as := func(person string) {
 		t.Helper()

@@ -1,5 +1,5 @@
-// Package pagetest gives tests of the page what others have made for browsers: an OpenID provider at which people log in, and a checker of
-// accessibility. Both are npm packages of exact versions. Where there are none, a test is skipped, except in CI, where it fails.
+// Package pagetest gives tests of the page a real browser, and what others have made for browsers: an OpenID provider at which people log in, and
+// a checker of accessibility. The last two are npm packages of exact versions. Where there are none, a test is skipped, except in CI, where it fails.
 package pagetest
 
 import (
@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 
@@ -55,6 +56,21 @@ func Install(t *testing.T) *Tools {
 		t.Fatal(err)
 	}
 	return &Tools{dir, string(axe)}
+}
+
+// Browser starts a browser. It takes clicks and keys while it has yet to draw a page, which on a busy machine may be long after the page is there,
+// and its files in place of shared memory, of which containers have little.
+func Browser(t *testing.T, more ...chromedp.ExecAllocatorOption) context.Context {
+	t.Helper()
+	more = append(more, chromedp.NoSandbox, chromedp.Flag("allow-pre-commit-input", true), chromedp.WSURLReadTimeout(time.Minute),
+		chromedp.ExecPath(needs.Program(t, "chromium")))
+	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(chromedp.DefaultExecAllocatorOptions[:], more...)...)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewContext(ctx)
+	t.Cleanup(cancel)
+	ctx, cancel = context.WithTimeout(ctx, 10*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 // Faults gives what keeps somebody from using the page that the browser shows: what axe-core calls serious or critical.
