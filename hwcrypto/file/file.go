@@ -132,7 +132,7 @@ func read(path string) ([]byte, error) {
 		return nil, errors.New("not a regular file")
 	}
 	if m := st.Mode().Perm(); m&0o077 != 0 {
-		return nil, hwcrypto.WithHint(fmt.Errorf("others may read it (mode %04o)", m), fmt.Sprintf("chmod 600 %s", path))
+		return nil, hwcrypto.Exposed(fmt.Errorf("others may read it (mode %04o)", m), path)
 	}
 	if st.Size() > maxFile {
 		return nil, fmt.Errorf("longer than %d octets", maxFile)

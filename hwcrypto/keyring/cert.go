@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/health"
 )
 
 // chain is a certificate file as it was read.
@@ -43,13 +44,11 @@ func (r *Ring) chainOf(e *entry, k hwcrypto.Key) (*chain, error) {
 func (r *Ring) readChain(e *entry, k hwcrypto.Key) (*chain, error) {
 	path := r.certPath(e)
 	if path == "" {
-		return nil, hwcrypto.WithHint(fmt.Errorf("%w: cert is not set in [key.%s]", errNoCertificate, e.name),
-			fmt.Sprintf("have a CA sign what `drawbridge keys csr %s` prints, and write cert = \"FILE\" into [key.%s]", e.name, e.name))
+		return nil, certUnnamed.Of(fmt.Errorf("%w: cert is not set in [key.%s]", errNoCertificate, e.name), health.Values{"key": e.name})
 	}
 	st, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, hwcrypto.WithHint(fmt.Errorf("%w: file %q is not there", errNoCertificate, path),
-			fmt.Sprintf("have a CA sign what `drawbridge keys csr %s` prints, and put the certificate there", e.name))
+		return nil, certAbsent.Of(fmt.Errorf("%w: file %q is not there", errNoCertificate, path), health.Values{"key": e.name, "path": path})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("certificate: %w", err)
@@ -68,9 +67,8 @@ func (r *Ring) readChain(e *entry, k hwcrypto.Key) (*chain, error) {
 		return nil, fmt.Errorf("certificate %q: %w", path, err)
 	}
 	if !isFor(c, k) {
-		return nil, hwcrypto.WithHint(fmt.Errorf("certificate %q: %w: it certifies %s, the chip has %s", path, errMismatch,
-			short(hwcrypto.Fingerprint(c.leaf.PublicKey)), short(hwcrypto.Fingerprint(k.Public()))),
-			fmt.Sprintf("have a CA sign what `drawbridge keys csr %s` prints", e.name))
+		return nil, certOfOther.Of(fmt.Errorf("certificate %q: %w: it certifies %s, the chip has %s", path, errMismatch,
+			short(hwcrypto.Fingerprint(c.leaf.PublicKey)), short(hwcrypto.Fingerprint(k.Public()))), health.Values{"key": e.name, "path": path})
 	}
 	c.modified, c.size = st.ModTime(), st.Size()
 	e.chain = c

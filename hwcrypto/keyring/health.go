@@ -32,6 +32,18 @@ var (
 		Hint: "see that the clock is right; renew it: drawbridge enroll NAME, or drawbridge keys csr NAME"}
 )
 
+// What is wrong with a key, by its name.
+var (
+	unmade = health.Meaning{Name: "key-unmade", What: "the chip holds no key {key} yet", Hint: "drawbridge keys new {key}"}
+
+	certUnnamed = health.Meaning{Name: "key-cert-unnamed", What: "the file names no certificate for the key {key}",
+		Hint: "have a CA sign what `drawbridge keys csr {key}` prints, and write cert = \"FILE\" into [key.{key}]"}
+	certAbsent = health.Meaning{Name: "key-cert-absent", What: "the certificate of the key {key} is not there",
+		Hint: "have a CA sign what `drawbridge keys csr {key}` prints, and put the certificate there"}
+	certOfOther = health.Meaning{Name: "key-cert-other", What: "the certificate in {path} is for another key than {key}",
+		Hint: "have a CA sign what `drawbridge keys csr {key}` prints"}
+)
+
 // checkEvery is how often Run looks at the keys.
 const checkEvery = time.Minute
 
@@ -65,7 +77,7 @@ func (r *Ring) Check(ctx context.Context) {
 }
 
 func (r *Ring) check(ctx context.Context, name string) {
-	s, certErr := r.status(ctx, name)
+	s, err := r.status(ctx, name)
 	if ctx.Err() != nil {
 		return
 	}
@@ -77,16 +89,23 @@ func (r *Ring) check(ctx context.Context, name string) {
 			h.Clear(c)
 		}
 	}
-	set(KeyUnavailable, s.Err != "", s.Err)
+	fail := func(c *health.Code, when bool) {
+		if when {
+			h.Fail(c, err)
+		} else {
+			h.Clear(c)
+		}
+	}
+	fail(KeyUnavailable, s.Err != "")
 	if s.Err != "" {
 		return // of the rest nothing new is known
 	}
 	weak := strings.Join(s.Info.Weak, "; ")
 	set(KeyInSoftware, !s.Info.Hardware, s.Info.Where)
 	set(KeyWeak, s.Info.Hardware && weak != "", weak)
-	mismatch := errors.Is(certErr, errMismatch)
-	set(CertificateMismatch, mismatch, s.CertErr)
-	set(CertificateMissing, s.CertErr != "" && !mismatch, s.CertErr)
+	mismatch := errors.Is(err, errMismatch)
+	fail(CertificateMismatch, mismatch)
+	fail(CertificateMissing, s.CertErr != "" && !mismatch)
 	c := s.Certificate
 	now := r.o.Now()
 	expired := c != nil && (now.After(c.NotAfter) || now.Before(c.NotBefore))

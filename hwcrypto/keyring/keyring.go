@@ -228,7 +228,7 @@ func (r *Ring) open(ctx context.Context, e *entry) (hwcrypto.Key, error) {
 	}
 	k, err := r.providers[e.uri.Scheme].Open(ctx, e.uri)
 	if errors.Is(err, hwcrypto.ErrNoKey) {
-		err = hwcrypto.WithHint(err, "drawbridge keys new "+e.name)
+		err = unmade.Of(err, health.Values{"key": e.name})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("key %q: %w", e.name, err)

@@ -58,12 +58,13 @@ func (r *Ring) Status(ctx context.Context, name string) Status {
 	return s
 }
 
-func (r *Ring) status(ctx context.Context, name string) (s Status, certErr error) {
+// status gives the error beside its words, of the key or of its certificate.
+func (r *Ring) status(ctx context.Context, name string) (s Status, err error) {
 	s.Name = name
 	e, err := r.entry(name)
 	if err != nil {
 		s.Err = err.Error()
-		return s, nil
+		return s, err
 	}
 	s.URI = e.uri.String()
 	k, err := r.open(ctx, e)
@@ -72,7 +73,7 @@ func (r *Ring) status(ctx context.Context, name string) (s Status, certErr error
 	}
 	if err != nil {
 		s.Err = err.Error()
-		return s, nil
+		return s, err
 	}
 	if k.Public() == nil || r.certPath(e) == "" {
 		return s, nil

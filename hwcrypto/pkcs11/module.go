@@ -38,7 +38,7 @@ const settle = 2 * time.Second
 func load(path string) (*module, error) {
 	ctx := pkcs11.New(path)
 	if ctx == nil {
-		return nil, fmt.Errorf("PKCS#11 module %q: it does not load", path)
+		return nil, unloadable(path)
 	}
 	return &module{path: path, ctx: ctx}, nil
 }

@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -94,8 +95,7 @@ func modulePaths(root fs.FS, u hwcrypto.URI) ([]string, error) {
 	if u.ModuleName != "" {
 		return nil, fmt.Errorf("no PKCS#11 module named %q in p11-kit's configuration", u.ModuleName)
 	}
-	return nil, hwcrypto.WithHint(fmt.Errorf("no PKCS#11 module in p11-kit's configuration"),
-		`name one: module = "/usr/lib/softhsm/libsofthsm2.so" in [key.NAME]`)
+	return nil, noModule.Of(errors.New("no PKCS#11 module in p11-kit's configuration"), nil)
 }
 
 // named: RFC 7512 module-name is the library's name without directory, "lib" and suffix; the configuration file's name serves too.

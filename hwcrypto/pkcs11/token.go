@@ -263,8 +263,7 @@ func (t *token) login() error {
 	case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
 		return fmt.Errorf("%w: too many wrong PINs", hwcrypto.ErrLocked)
 	case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
-		return hwcrypto.WithHint(fmt.Errorf("%w: one try is left before the token locks; it is not used up", hwcrypto.ErrPIN),
-			"log in by hand with the right PIN, which sets the counter back: pkcs11-tool --login --list-objects")
+		return lastTry.Of(fmt.Errorf("%w: one try is left before the token locks; it is not used up", hwcrypto.ErrPIN), nil)
 	}
 	err = m.ctx.Login(t.anchor, pkcs11.CKU_USER, string(pin))
 	switch {
@@ -293,14 +292,14 @@ func (t *token) pin() ([]byte, error) {
 		}
 		path = filepath.Join(t.o.Credentials, rest)
 	default:
-		return nil, hwcrypto.WithHint(errors.New("PIN: the token wants one, and the URI names none"), "write ?pin-source=file:/path at the end of the URI")
+		return nil, noPIN.Of(errors.New("PIN: the token wants one, and the URI names none"), nil)
 	}
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("PIN: %w", err)
 	}
 	if st.Mode().Perm()&0o077 != 0 {
-		return nil, hwcrypto.WithHint(fmt.Errorf("PIN: others may read %q (mode %04o)", path, st.Mode().Perm()), "chmod 600 "+path)
+		return nil, hwcrypto.Exposed(fmt.Errorf("PIN: others may read %q (mode %04o)", path, st.Mode().Perm()), path)
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -408,7 +407,7 @@ func (t *token) explain(err error) error {
 	case errors.As(err, &e) && uint(e) == pkcs11.CKR_SESSION_COUNT:
 		err = fmt.Errorf("no free session: %w", err)
 	}
-	return fmt.Errorf("%v: %w", t.id, err)
+	return fmt.Errorf("%v: %w", t.id, meant(err))
 }
 
 // Room tells of the token's sessions and of its PIN's counter.

@@ -122,11 +122,11 @@ func (c *chip) explain(err error) error {
 	case errors.Is(err, tpm2.TPMRCLockout):
 		err = fmt.Errorf("%w: %w", hwcrypto.ErrLocked, err)
 	case errors.Is(err, tpm2.TPMRCIntegrity):
-		err = fmt.Errorf("the blob is not of this TPM, or the TPM was cleared since: %w", err)
+		err = foreignBlob.Of(fmt.Errorf("the blob is not of this TPM, or the TPM was cleared since: %w", err), nil)
 	case errors.Is(err, tpm2.TPMRCCurve), errors.Is(err, tpm2.TPMRCScheme), errors.Is(err, tpm2.TPMRCKeySize), errors.Is(err, tpm2.TPMRCCommandCode):
 		err = fmt.Errorf("%w: %w", hwcrypto.ErrUnsupported, err)
 	}
-	return fmt.Errorf("%v: %w", c, err)
+	return fmt.Errorf("%v: %w", c, meant(err, c.device))
 }
 
 // take gives the free link or connects.

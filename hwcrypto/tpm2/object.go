@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/health"
 )
 
 // object is what a link loads: a blob or what lies at a persistent handle.
@@ -160,8 +161,8 @@ func (l *link) makeStorage(h tpm2.TPMHandle, template tpm2.TPMTPublic) (*parent,
 		l.flush(r.ObjectHandle)
 	}
 	if errors.Is(err, tpm2.TPMRCAuthFail) || errors.Is(err, tpm2.TPMRCBadAuth) {
-		return nil, hwcrypto.WithHint(fmt.Errorf("the owner hierarchy has a password, and there is no storage key at %#x: %w", uint32(h), err),
-			"make one: tpm2_createprimary -C o -P PASSWORD -G ecc -c srk.ctx && tpm2_evictcontrol -C o -P PASSWORD -c srk.ctx 0x81000001")
+		return nil, ownerPassword.Of(fmt.Errorf("the owner hierarchy has a password, and there is no storage key at %#x: %w", uint32(h), err),
+			health.Values{"handle": fmt.Sprintf("%#x", uint32(h))})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("storage key: %w", err)
