@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -219,5 +220,30 @@ func TestThingSpeak(t *testing.T) {
 		if after := requests[i].At.Sub(began); after < time.Duration(i)*200*time.Millisecond {
 			t.Errorf("request %d comes after %s", i, after)
 		}
+	}
+}
+
+// What a look at the service costs on a metered line counts too.
+func TestEveryConnectionGoesThroughTheGatewaysDialler(t *testing.T) {
+	h := northtest.NewWebhook(t)
+	env, _ := northtest.Env(t, &northtest.Keys{Certificates: map[string]tls.Certificate{"identity": h.CA.Certificate(t, broker.Subject{Name: "gw1"})}})
+	var dialled atomic.Int32
+	env.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialled.Add(1)
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	cfg := hook.Kind().Config().(*hook.Config)
+	cfg.URL, cfg.CA, cfg.Key = h.URL, config.Path(h.CA.File(t)), "identity"
+	c, err := hook.Kind().Open(env, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := dial(t, c)
+	if n := dialled.Load(); n != 1 {
+		t.Errorf("dialled %d times before a message", n)
+	}
+	sent(t, s, []msg.Publication{publication("a", "text/plain", "0")})
+	if n := dialled.Load(); n != 2 {
+		t.Errorf("dialled %d times", n)
 	}
 }

@@ -144,7 +144,7 @@ func (c *Connector) hostPort() string {
 // probe connects up to TLS, and no further: a request would be a message.
 func (s *session) probe(ctx context.Context, step func(northbound.Step)) error {
 	scheme := map[string]string{"https": "mqtts", "http": "mqtt"}[s.c.url.Scheme] // the names that the dialler has for TLS and none
-	a := mqtt.Address{URL: &url.URL{Scheme: scheme, Host: s.c.hostPort()}, TLS: s.transport.TLSClientConfig}
+	a := mqtt.Address{URL: &url.URL{Scheme: scheme, Host: s.c.hostPort()}, TLS: s.transport.TLSClientConfig, Net: s.c.env.Dial}
 	if a.TLS != nil {
 		a.TLS = a.TLS.Clone()
 		a.TLS.NextProtos = []string{"h2", "http/1.1"}

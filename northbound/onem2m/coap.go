@@ -61,12 +61,15 @@ func (s *session) dialCoAP(ctx context.Context, b badge) (wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	var d net.Dialer
-	raw, err := d.DialContext(ctx, "udp", c.hostPort())
+	reach := c.env.Dial
+	if reach == nil {
+		reach = new(net.Dialer).DialContext
+	}
+	raw, err := reach(ctx, "udp", c.hostPort())
 	if err != nil {
 		return nil, c.explain(err)
 	}
-	conn, err := piondtls.ClientWithOptions(connected{raw.(*net.UDPConn)}, raw.RemoteAddr(), security...)
+	conn, err := piondtls.ClientWithOptions(connected{raw}, raw.RemoteAddr(), security...)
 	if err != nil {
 		raw.Close()
 		return nil, msg.Permanent(fmt.Errorf("dtls: %w", err))
@@ -93,7 +96,12 @@ func (s *session) dialCoAP(ctx context.Context, b badge) (wire, error) {
 }
 
 // connected makes a connected socket a packet connection.
-type connected struct{ *net.UDPConn }
+type connected struct{ net.Conn }
+
+func (c connected) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, err := c.Read(b)
+	return n, c.RemoteAddr(), err
+}
 
 func (c connected) WriteTo(b []byte, _ net.Addr) (int, error) { return c.Write(b) }
 
