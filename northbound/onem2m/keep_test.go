@@ -195,3 +195,23 @@ func TestACSEThatMovesToAnotherAddressIsFound(t *testing.T) {
 	c.Put("gw1/cmd/th-17/set", map[string]any{"con": "21"})
 	northtest.Await(t, "the command", func() bool { return len(d.Got()) == 1 })
 }
+
+// A CSE whose clock is ahead finds each poll out of date, and says so at once. It is not asked without a pause.
+func TestACSEThatHoldsNoPollIsNotFlooded(t *testing.T) {
+	c := northtest.NewCSE(t)
+	c.Clock(func() time.Time { return time.Now().Add(time.Minute) })
+	conn, _ := connector(t, c, c.ServeHTTP(), nil)
+	s, err := conn.Dial(t.Context(), &northtest.Downlink{Filters: []string{"cmd/x"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	requests := func() int64 { return conn.(northbound.Counters).Counters()["requests"] }
+	began := time.Now()
+	for asked := requests(); requests() < asked+20 && time.Since(began) < 2*time.Second; {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if took := time.Since(began); took < 2*time.Second {
+		t.Errorf("20 requests in %v", took)
+	}
+}

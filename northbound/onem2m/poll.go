@@ -11,6 +11,7 @@ import (
 const (
 	channelName = "drawbridge-pch"
 	pollTime    = 20 * time.Second // how long the CSE may hold a request for what it has to say
+	pollPause   = time.Second      // after one that it has not held though it had nothing to say; it doubles up to pollTime
 	atOnce      = 64               // notifications that are worked on
 	// polledDevices is how many AEs of devices can have polling channels.
 	polledDevices = 1 << 16
@@ -50,7 +51,9 @@ func (s *session) keepChannel(ctx context.Context, e *entity) error {
 // poll asks for requests until the session ends, and answers each on its own.
 func (s *session) poll(e *entity, at string) error {
 	room := make(chan struct{}, atOnce)
+	pause := pollPause
 	for s.ctx.Err() == nil {
+		began := time.Now()
 		ctx, cancel := context.WithTimeoutCause(s.ctx, pollTime+requestTime, fmt.Errorf("the CSE has not answered for %s", pollTime+requestTime))
 		r, err := s.exchange(ctx, &request{Op: opRetrieve, To: at, From: e.id, Deadline: stamp(s.c.env.Now().Add(pollTime))})
 		cancel()
@@ -58,11 +61,21 @@ func (s *session) poll(e *entity, at string) error {
 		case err != nil:
 			return err
 		case r.RSC == rscTimeout || r.RSC == 504:
-			continue
 		case meaningOf(r.RSC) != done:
 			return refused(&request{Op: opRetrieve, To: at}, r)
 		}
-		for _, q := range polled(r.Content) {
+		list := polled(r.Content)
+		if len(list) > 0 || time.Since(began) >= pollPause {
+			pause = pollPause
+		} else { // it holds none, or finds them out of date by its clock
+			select {
+			case <-time.After(pause):
+				pause = min(2*pause, pollTime)
+			case <-s.ctx.Done():
+				return nil
+			}
+		}
+		for _, q := range list {
 			select {
 			case room <- struct{}{}:
 			case <-s.ctx.Done():
