@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
 )
 
 // filtersFile is in the connector's state directory: the topic filters of the session that the broker keeps.
@@ -35,10 +37,7 @@ func Forget(ctx context.Context, s *Session, dir string, filters []string) error
 	if data, err = json.Marshal(filters); err != nil {
 		return fmt.Errorf("subscriptions: %w", err)
 	}
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return fmt.Errorf("subscriptions: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := hwcrypto.WriteFile(path, data); err != nil {
 		return fmt.Errorf("subscriptions: %w", err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package onem2m
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -103,10 +104,7 @@ func instances(data []byte) ([]cin, error) {
 		return nil, fmt.Errorf("contentInstances: %w", err)
 	}
 	slices.SortStableFunc(list, func(x, y cin) int {
-		if c := strings.Compare(x.Created, y.Created); c != 0 {
-			return c
-		}
-		return int(x.State) - int(y.State)
+		return cmp.Or(strings.Compare(x.Created, y.Created), cmp.Compare(x.State, y.State))
 	})
 	return list, nil
 }

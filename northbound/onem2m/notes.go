@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+
+	"github.com/drawbridge/drawbridge/hwcrypto"
 )
 
 // notes is what a connector remembers over restarts: who it is at the CSE, and which commands are settled.
@@ -89,7 +91,7 @@ func (n *notes) known(filter string) bool {
 	return slices.Contains(n.data.Filters, filter)
 }
 
-// change writes the notes where f says that it changed them.
+// change writes the notes where f says that it changed them. They are flushed: without them, commands that wait would be taken for old ones.
 func (n *notes) change(f func(d *noted) bool) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -100,10 +102,7 @@ func (n *notes) change(f func(d *noted) bool) error {
 	if err != nil {
 		return fmt.Errorf("notes: %w", err)
 	}
-	if err := os.WriteFile(n.path+".new", raw, 0o600); err != nil {
-		return fmt.Errorf("notes: %w", err)
-	}
-	if err := os.Rename(n.path+".new", n.path); err != nil {
+	if err := hwcrypto.WriteFile(n.path, raw); err != nil {
 		return fmt.Errorf("notes: %w", err)
 	}
 	return nil

@@ -78,7 +78,7 @@ type number int
 // UnmarshalJSON is json.Unmarshaler's.
 func (n *number) UnmarshalJSON(b []byte) error {
 	f, err := strconv.ParseFloat(strings.Trim(string(b), `"`), 64)
-	if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<31 {
+	if err != nil || f != math.Trunc(f) || math.Abs(f) >= 1<<31 {
 		return fmt.Errorf("%.20q is not an integer", b)
 	}
 	*n = number(f)
