@@ -110,7 +110,7 @@ func (c *crl) check(chain []link) error {
 	if now := c.now(); now.Sub(c.looked) >= crlEvery || now.Before(c.looked) {
 		c.looked = now
 		if err := c.read(); err != nil {
-			c.health.Set(&CRLUnreadable, err.Error())
+			c.health.Fail(&CRLUnreadable, err)
 		} else {
 			c.health.Clear(&CRLUnreadable)
 		}

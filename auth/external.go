@@ -79,7 +79,7 @@ func (r *Realm) newAuthenticator(cfg *config.Authenticator) (*authenticator, err
 	a := &authenticator{
 		cfg: *cfg, now: r.o.Now, slots: make(chan struct{}, asksAtOnce), known: map[string]remembered{},
 		client: &http.Client{
-			Transport:     &http.Transport{TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: asksAtOnce, IdleConnTimeout: time.Minute},
+			Transport:     &http.Transport{TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, OnProxyConnectResponse: health.ProxyAnswer, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: asksAtOnce, IdleConnTimeout: time.Minute},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // passwords go nowhere else
 		},
 	}
@@ -163,7 +163,7 @@ func (a *authenticator) ask(ctx context.Context, mark string, q *Question) (Answ
 	case errors.Is(err, ErrUnknown):
 		a.health.Clear(&AuthenticatorUnreachable)
 	case !a.gone.Load():
-		a.health.Set(&AuthenticatorUnreachable, err.Error())
+		a.health.Fail(&AuthenticatorUnreachable, err)
 	}
 	return answer, err
 }
@@ -211,7 +211,7 @@ func (a *authenticator) post(ctx context.Context, q *Question) (Answer, error) {
 		io.Copy(io.Discard, io.LimitReader(res.Body, maxAnswer))
 		return Answer{}, ErrUnknown
 	default:
-		return Answer{}, fmt.Errorf("the authenticator answered %s", res.Status)
+		return Answer{}, fmt.Errorf("the authenticator: %w", &health.Answer{Status: res.StatusCode})
 	}
 	var answer Answer
 	if err := json.NewDecoder(io.LimitReader(res.Body, maxAnswer)).Decode(&answer); err != nil {

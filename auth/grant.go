@@ -17,6 +17,8 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
+
+	"github.com/drawbridge/drawbridge/config"
 )
 
 const (
@@ -37,10 +39,19 @@ type TokenError struct {
 	Code        string // "invalid_client", ...; empty where the issuer gave none
 	Description string
 	RetryAfter  time.Duration
+
+	entra  int           // Entra's own number of the error; zero: none
+	skew   time.Duration // by which the issuer's clock is ahead of ours
+	asked  config.Token  // what was asked for, as the file has it
+	source string        // [token.NAME]
+	table  string        // of the file, where it is another than that
 }
 
 func (e *TokenError) Error() string {
-	s := "the issuer answered " + strconv.Itoa(e.Status)
+	s := "the issuer answered"
+	if e.Status != 0 {
+		s += " " + strconv.Itoa(e.Status)
+	}
 	if e.Code != "" {
 		s += " " + e.Code
 	}
@@ -48,15 +59,6 @@ func (e *TokenError) Error() string {
 		s += ": " + e.Description
 	}
 	return s
-}
-
-// permanent tells whether asking again soon is of no use.
-func (e *TokenError) permanent() bool {
-	switch e.Code {
-	case "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope", "invalid_target", "access_denied":
-		return true
-	}
-	return false
 }
 
 // endpoints is what an issuer has told of itself.
@@ -83,9 +85,8 @@ func (s *Source) connect() error {
 			return s.t.o.Keys.Certificate(req.Context(), s.cfg.Key)
 		}
 	}
-	s.wire = &http.Transport{
-		DialContext: s.t.o.Dial, TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute,
-	}
+	s.wire = wireTo(tlsConfig)
+	s.wire.DialContext = s.t.o.Dial
 	var transport http.RoundTripper = &dated{s, s.t.o.Clock.Transport(s.wire)}
 	if s.cfg.DPoP {
 		s.dpop = &dpop{s: s, nonces: map[string]string{}}
@@ -115,7 +116,7 @@ func (d *dated) RoundTrip(req *http.Request) (*http.Response, error) {
 		d.s.skew = skew
 		d.s.mu.Unlock()
 	}
-	return res, nil
+	return found(req, res, nil)
 }
 
 // now gives the time by the issuer's clock, as far as it has been seen.
@@ -144,7 +145,7 @@ func (s *Source) find(ctx context.Context) (*endpoints, error) {
 	}
 	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, s.client), s.cfg.Issuer)
 	if err != nil {
-		return nil, undiscovered(err)
+		return nil, fmt.Errorf("discovery: %w", clipped{err})
 	}
 	var more struct {
 		Device  string            `json:"device_authorization_endpoint"`
@@ -170,9 +171,6 @@ func (s *Source) find(ctx context.Context) (*endpoints, error) {
 	s.mu.Unlock()
 	return points, nil
 }
-
-// undiscovered gives go-oidc's error without most of the page that it quotes.
-func undiscovered(err error) error { return errors.New("discovery: " + clip(err.Error(), 200)) }
 
 // obtain asks the issuer for a token by the grant of the file.
 func (s *Source) obtain(ctx context.Context) (granted, error) {
@@ -251,13 +249,8 @@ func (s *Source) plain(err error) error {
 	if !ok {
 		return err
 	}
-	e := &TokenError{Code: clip(r.ErrorCode, 64), Description: clip(r.ErrorDescription, 200)}
-	if r.Response != nil {
-		e.Status = r.Response.StatusCode
-		if n, err := strconv.ParseUint(r.Response.Header.Get("Retry-After"), 10, 31); err == nil {
-			e.RetryAfter = time.Duration(n) * time.Second
-		}
-	}
+	e := refusal(r, s.cfg)
+	e.skew, e.source = s.skewed(), s.name
 	return e
 }
 

@@ -44,6 +44,7 @@ type issuer struct {
 	health *health.Reporter
 	client *http.Client
 	wire   *http.Transport // of client
+	paced  *paced          // over wire
 
 	life   context.Context // of requests for keys, which several log-ins wait for
 	cancel context.CancelFunc
@@ -65,8 +66,9 @@ func (r *Realm) newIssuer(ctx context.Context, name string, cfg *config.Issuer) 
 		return nil, fmt.Errorf("issuer %q: %w", name, err)
 	}
 	i.ca = ca
-	i.wire = &http.Transport{TLSClientConfig: tlsConfig, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute}
-	i.client = &http.Client{Timeout: issuerTimeout, Transport: &paced{next: r.o.Clock.Transport(i.wire), now: r.o.Now, last: map[string]time.Time{}}}
+	i.wire = wireTo(tlsConfig)
+	i.paced = &paced{next: r.o.Clock.Transport(i.wire), now: r.o.Now, last: map[string]time.Time{}}
+	i.client = &http.Client{Timeout: issuerTimeout, Transport: i.paced}
 	i.life, i.cancel = context.WithCancel(oidc.ClientContext(context.WithoutCancel(ctx), i.client))
 	return i, nil
 }
@@ -94,7 +96,7 @@ func (i *issuer) close() {
 // away reports that the issuer cannot be asked, unless that is because nobody asks any more.
 func (i *issuer) away(err error) {
 	if i.life.Err() == nil {
-		i.health.Set(&IssuerUnreachable, clip(err.Error(), 200))
+		i.health.Fail(&IssuerUnreachable, err)
 	}
 }
 
@@ -120,6 +122,7 @@ type paced struct {
 
 	mu   sync.Mutex
 	last map[string]time.Time // guarded by mu
+	err  error                // guarded by mu; of the last request, for go-oidc tells of that of keys in text alone
 }
 
 func (p *paced) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -134,7 +137,18 @@ func (p *paced) RoundTrip(req *http.Request) (*http.Response, error) {
 	if wait {
 		return nil, errPaced
 	}
-	return p.next.RoundTrip(req)
+	res, err := p.next.RoundTrip(req)
+	res, err = found(req, res, err)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err = err
+	return res, err
+}
+
+func (p *paced) failure() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
 }
 
 // justNow tells whether then is less than issuerPause before now; a clock that has been set back does not make it so.
@@ -174,7 +188,7 @@ func (i *issuer) ready(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 		provider, err := oidc.NewProvider(i.life, i.cfg.URL)
 		i.mu.Lock()
 		if err != nil {
-			err = undiscovered(err)
+			err = fmt.Errorf("discovery: %w", clipped{err})
 			i.failed, i.failedAt = fmt.Errorf("issuer %q: %w", i.name, err), i.now()
 			i.away(err)
 		} else {
@@ -225,11 +239,14 @@ func (r *Realm) token(ctx context.Context, c *Credentials) (Identity, error) {
 	if err != nil {
 		if strings.Contains(err.Error(), "fetching keys") { // go-oidc's only mark of it
 			if !strings.Contains(err.Error(), errPaced.Error()) {
-				i.away(err)
+				if failed := i.paced.failure(); failed != nil {
+					err = fmt.Errorf("keys: %w", failed)
+				}
+				i.away(clipped{err})
 			}
 			return Identity{}, fmt.Errorf("issuer %q: its keys cannot be fetched", i.name)
 		}
-		return Identity{}, fmt.Errorf("%w: token: %w", ErrUnknown, err)
+		return Identity{}, fmt.Errorf("%w: token: %w", ErrUnknown, Blame(err, raw, i.name, i.cfg, i.now()))
 	}
 	i.health.Clear(&IssuerUnreachable)
 	var claims map[string]any

@@ -97,7 +97,7 @@ func (s *Source) store(ctx context.Context, token string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.unkept = err != nil; s.unkept && !s.gone {
-		s.health.Set(&TokenUnkept, err.Error())
+		s.health.Fail(&TokenUnkept, err)
 	}
 	if err != nil {
 		return fmt.Errorf("refresh token: %w", err)

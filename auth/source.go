@@ -193,7 +193,7 @@ func (s *Source) failed(now time.Time, err error) {
 	s.err = err
 	pause := min(firstRetry<<min(s.failures, 16), longestRetry)
 	if e, ok := errors.AsType[*TokenError](err); ok {
-		if e.permanent() {
+		if health.Stays(e) {
 			pause = longestRetry
 		}
 		pause = max(pause, min(e.RetryAfter, time.Hour))
@@ -204,12 +204,12 @@ func (s *Source) failed(now time.Time, err error) {
 		return
 	}
 	if s.token.Value != "" && now.Before(s.token.Expires) {
-		s.health.Set(&TokenLate, err.Error())
+		s.health.Fail(&TokenLate, err)
 		return
 	}
 	s.token = Token{}
 	s.health.Clear(&TokenLate)
-	s.health.Set(&TokenMissing, err.Error())
+	s.health.Fail(&TokenMissing, err)
 }
 
 // spread gives a random time between two parts of d.
