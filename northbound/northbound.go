@@ -9,10 +9,8 @@ import (
 	"crypto"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
@@ -151,20 +149,31 @@ type Env struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Hint says what an error of a platform means that says little by itself.
+// Hint says what an error means when it comes from this platform, which knows more of it than health.Explain.
 type Hint struct {
-	Says  string // a part of the error's text
-	Means string // what it is known to mean, and what to look at
+	Says    string // the error in short, as it is shown
+	Fits    func(error) bool
+	Meaning health.Meaning
 }
 
-// Explain adds to err what the first of hints that fits it means.
+// Explain gives err the meaning of the first of hints that fits it.
 func Explain(err error, hints []Hint) error {
-	for _, h := range hints {
-		if strings.Contains(err.Error(), h.Says) {
-			return fmt.Errorf("%w (%s)", err, h.Means)
+	for i := range hints {
+		if hints[i].Fits(err) {
+			return hints[i].Meaning.Of(err, nil)
 		}
 	}
 	return err
+}
+
+// ExplainSteps gives step as one whose errors up to the log-in have the meaning that the platform gives them; what comes after it means other things.
+func ExplainSteps(step func(Step), hints []Hint) func(Step) {
+	return func(s Step) {
+		if s.Err != nil && (s.Name == "tls" || s.Name == "log-in") {
+			s.Err = Explain(s.Err, hints)
+		}
+		step(s)
+	}
 }
 
 // Kind is one type of connector: an entry of kinds.go.

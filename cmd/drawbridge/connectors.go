@@ -26,7 +26,7 @@ func (a *app) connectorsVerb() *cobra.Command {
 				}
 				text := "\n# What its errors are known to mean\n"
 				for _, h := range k.Hints {
-					text += fmt.Sprintf("# %s: %s\n", h.Says, h.Means)
+					text += fmt.Sprintf("# %s: %s\n", h.Says, h.Meaning.What+"; "+h.Meaning.Hint)
 				}
 				_, err := fmt.Fprint(a.out, text)
 				return err

@@ -97,7 +97,7 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 	o.Receive = s.receive
 	conn, err := address.Dial(ctx, nil)
 	if err != nil {
-		return nil, err
+		return nil, northbound.Explain(err, hints())
 	}
 	s.Session, err = mqtt.Start(ctx, conn, o)
 	if c.cfg.Auth == "authorizer" {
@@ -247,6 +247,7 @@ func (c *Connector) sign(ctx context.Context, token string) (string, error) {
 
 // Examine is northbound.Examined's.
 func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
+	step = northbound.ExplainSteps(step, hints())
 	address, o, err := c.login(ctx)
 	if err != nil {
 		step(northbound.Step{Name: "log-in", Err: err})

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/drawbridge/drawbridge/internal/health"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/northbound"
 )
@@ -93,6 +94,11 @@ func sessionName(id string) string {
 	return name[:min(len(name), 64)]
 }
 
+// refusal is the answer of a service that gives no credentials.
+type refusal struct{ service, code, text string }
+
+func (r *refusal) Error() string { return fmt.Sprintf("%s: %s: %q", r.service, r.code, r.text) }
+
 // readSTS reads the answer by names: their order is not fixed.
 func readSTS(status int, body []byte) (credentials, error) {
 	var a struct {
@@ -109,9 +115,9 @@ func readSTS(status int, body []byte) (credentials, error) {
 	err := xml.Unmarshal(body, &a)
 	if status != http.StatusOK {
 		if a.Error.Code == "" {
-			return credentials{}, fmt.Errorf("sts: HTTP status %d", status)
+			return credentials{}, fmt.Errorf("sts: %w", &health.Answer{Status: status})
 		}
-		refused := fmt.Errorf("sts: %s: %q", a.Error.Code, a.Error.Message)
+		refused := &refusal{"sts", a.Error.Code, a.Error.Message}
 		switch a.Error.Code {
 		case "AccessDenied", "ExpiredTokenException", "IDPRejectedClaim", "InvalidIdentityToken", "MalformedPolicyDocument", "PackedPolicyTooLarge", "RegionDisabledException", "ValidationError":
 			return credentials{}, msg.Permanent(refused)
@@ -163,9 +169,9 @@ func readProvider(status int, body []byte) (credentials, error) {
 	err := json.Unmarshal(body, &a)
 	switch {
 	case status == http.StatusForbidden:
-		return credentials{}, msg.Permanent(fmt.Errorf("credentials provider: refused: %q", a.Message))
+		return credentials{}, msg.Permanent(&refusal{"credentials provider", "refused", a.Message})
 	case status != http.StatusOK:
-		return credentials{}, fmt.Errorf("credentials provider: HTTP status %d: %q", status, a.Message)
+		return credentials{}, fmt.Errorf("credentials provider: %w: %q", &health.Answer{Status: status}, a.Message)
 	case err != nil || a.Credentials.AccessKeyID == "" || a.Credentials.SecretAccessKey == "" || a.Credentials.Expiration.IsZero():
 		return credentials{}, errors.New("credentials provider: the answer holds no credentials")
 	}

@@ -38,7 +38,7 @@ func (c *Connector) Enroll(ctx context.Context, csr []byte) (northbound.Enrolmen
 	answers := make(chan msg.Publication, 4)
 	conn, err := address.Dial(ctx, nil)
 	if err != nil {
-		return e, err
+		return e, northbound.Explain(err, hints())
 	}
 	s, err := mqtt.Start(ctx, conn, mqtt.Options{
 		Version: mqtt.V5, ClientID: c.clientID(), MaxQoS: 1, Now: c.env.Now,

@@ -193,6 +193,7 @@ func (c *Connector) subscribe(ctx context.Context, s *mqtt.Session, filters []st
 // Examine is northbound.Examined's. A hub has one connection for each device, so examining it ends the session of a gateway that runs
 // for a moment; and it passes nothing back, so there is no echo.
 func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
+	step = northbound.ExplainSteps(step, c.hints())
 	if c.cfg.Service == "eventgrid" {
 		address, o, _, err := c.gridLogin(ctx)
 		if err != nil {
@@ -221,7 +222,7 @@ func (c *Connector) Examine(ctx context.Context, step func(northbound.Step)) {
 	began = time.Now()
 	s, err := mqtt.Start(ctx, conn, o)
 	if err != nil {
-		told("log-in", o.Username, northbound.Explain(address.Explain(err), c.hints()))
+		told("log-in", o.Username, address.Explain(err))
 		return
 	}
 	defer s.Close()

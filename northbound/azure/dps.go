@@ -219,7 +219,7 @@ func readRegistration(status string, body []byte) (operation string, a assignmen
 	case status == "429" || len(status) == 3 && status[0] == '5':
 		return "", a, nil
 	case len(status) != 3 || status[0] != '2':
-		return "", a, msg.Permanent(fmt.Errorf("status %s, error %d: %q", status, answer.Code, answer.Message))
+		return "", a, msg.Permanent(&refusal{"status " + status, answer.Code, answer.Message})
 	case unreadable != nil:
 		return "", a, fmt.Errorf("an answer that cannot be read: %w", unreadable)
 	}
@@ -232,7 +232,7 @@ func readRegistration(status string, body []byte) (operation string, a assignmen
 	case "assigning", "unassigned":
 		return answer.Operation, a, nil
 	case "failed", "disabled":
-		return "", a, msg.Permanent(fmt.Errorf("%s, error %d: %q", answer.Status, answer.State.Code, answer.State.Message))
+		return "", a, msg.Permanent(&refusal{answer.Status, answer.State.Code, answer.State.Message})
 	}
 	return "", a, fmt.Errorf("status %q is not known", answer.Status)
 }

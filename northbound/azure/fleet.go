@@ -3,6 +3,7 @@ package azure
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -337,7 +338,7 @@ func (f *fleet) notConnected(l *lane, err error) {
 	switch {
 	case f.work.Err() != nil:
 	case msg.IsPermanent(err):
-		f.c.env.Health.Set(&DevicesRefused, l.device+": "+err.Error())
+		f.c.env.Health.Fail(&DevicesRefused, fmt.Errorf("%s: %w", l.device, err))
 		for _, x := range dead {
 			f.tell(x, err)
 		}

@@ -253,7 +253,7 @@ func (h *hub) report(ctx context.Context, key string, payload []byte, done func(
 		case strings.HasPrefix(in.status, "2"):
 			done(nil)
 		case in.status == "429" || strings.HasPrefix(in.status, "5"):
-			done(fmt.Errorf("IoT Hub: status %s", in.status))
+			done(busy(in.status))
 		default:
 			done(msg.Permanent(fmt.Errorf("IoT Hub: status %s: %.200q", in.status, body)))
 		}

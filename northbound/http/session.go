@@ -265,7 +265,7 @@ func (s *session) request(batch []*msg.Publication) error {
 // judge says what an answer means.
 func (s *session) judge(answer *http.Response) error {
 	code := answer.StatusCode
-	err := fmt.Errorf("%s: HTTP status %d", s.c.hostPort(), code)
+	err := fmt.Errorf("%s: %w", s.c.hostPort(), &health.Answer{Status: code})
 	switch {
 	case code >= 200 && code < 300:
 		s.c.bearer.Judge(nil)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/drawbridge/drawbridge/internal/health"
 	"github.com/drawbridge/drawbridge/northbound"
 )
 
@@ -64,7 +65,7 @@ func (a Address) dialTCP(ctx context.Context, step func(northbound.Step)) (net.C
 	timed := stopwatch(step)
 	if step != nil {
 		found, err := net.DefaultResolver.LookupHost(ctx, a.URL.Hostname())
-		err = explain(err, a.HostPort(), nil)
+		err = explain(err, a.HostPort())
 		timed("name", strings.Join(found, ", "), err)
 		if err != nil {
 			return nil, err
@@ -75,7 +76,7 @@ func (a Address) dialTCP(ctx context.Context, step func(northbound.Step)) (net.C
 		reach = (&net.Dialer{}).DialContext
 	}
 	conn, err := reach(ctx, "tcp", a.HostPort())
-	if err = explain(err, a.HostPort(), nil); err != nil {
+	if err = explain(err, a.HostPort()); err != nil {
 		timed("tcp", "", err)
 		return nil, err
 	}
@@ -92,7 +93,7 @@ func (a Address) handshake(ctx context.Context, raw net.Conn, step func(northbou
 	conn := tls.Client(raw, c)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		err = explain(err, a.HostPort(), c)
+		err = explain(err, a.HostPort())
 		timed("tls", "", err)
 		return nil, err
 	}
@@ -122,12 +123,12 @@ func (a Address) upgrade(ctx context.Context, conn net.Conn) (net.Conn, error) {
 	if err != nil {
 		conn.Close()
 		if answer != nil && answer.StatusCode != http.StatusSwitchingProtocols {
-			return nil, fmt.Errorf("%s: WebSocket refused: HTTP status %s", a.HostPort(), answer.Status)
+			return nil, fmt.Errorf("%s: WebSocket refused: %w", a.HostPort(), &health.Answer{Status: answer.StatusCode})
 		}
 		if e, ok := errors.AsType[*url.Error](err); ok {
 			err = e.Err // the URL may carry a signature
 		}
-		return nil, explain(err, a.HostPort(), a.TLS)
+		return nil, explain(err, a.HostPort())
 	}
 	if ws.Subprotocol() != "mqtt" {
 		ws.CloseNow()

@@ -59,7 +59,7 @@ func Examine(ctx context.Context, conn net.Conn, o Options, address Address, top
 		return
 	}
 	if err != nil {
-		timed("log-in", "client id "+o.ClientID, explain(err, address.HostPort(), address.TLS))
+		timed("log-in", "client id "+o.ClientID, explain(err, address.HostPort()))
 		return
 	}
 	defer s.Close()

@@ -1,111 +1,71 @@
 package mqtt
 
 import (
-	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
-	"os"
-	"strings"
 	"syscall"
 	"time"
 
+	"github.com/drawbridge/drawbridge/internal/health"
 	"github.com/drawbridge/drawbridge/internal/msg"
 )
 
-// alerts are what a peer's TLS alert means to the client that gets it. The keys are the texts of crypto/tls, which has no type for them.
-var alerts = map[string]string{
-	"bad certificate":                "the broker rejects our certificate",
-	"unsupported certificate":        "the broker does not support our kind of certificate",
-	"revoked certificate":            "the broker says that our certificate was revoked",
-	"expired certificate":            "the broker says that our certificate has expired, or its clock differs",
-	"unknown certificate":            "the broker does not know our certificate: is it registered and active there?",
-	"unknown certificate authority":  "the broker does not trust the CA of our certificate",
-	"access denied":                  "the broker knows our certificate and denies access",
-	"certificate required":           "the broker wants a client certificate and got none: set key to one that has a certificate",
-	"no application protocol":        "the broker does not offer the ALPN protocol that port 443 needs",
-	"handshake failure":              "the broker finds no common cipher suite, or wants a client certificate: is key set?",
-	"protocol version not supported": "the broker supports no TLS version that is safe",
-	"unrecognized name":              "the broker does not serve that name",
-	"error decrypting message":       "the broker could not verify our signature: does the certificate belong to the key?",
-	"insufficient security level":    "the broker wants a stronger key or cipher suite",
-}
+// Explain says which peer could not be reached or logged in to. What a person has to mend is permanent; a nil error stays nil.
+func (a Address) Explain(err error) error { return explain(err, a.HostPort()) }
 
-// ours are the alerts which a person has to mend on our side or in the broker's list of clients.
-var ours = []string{"certificate", "access denied", "handshake failure", "unrecognized name", "no application protocol", "error decrypting message"}
-
-// Explain says in plain words why the broker at a could not be reached or logged in to. What a person has to mend is permanent.
-func (a Address) Explain(err error) error { return explain(err, a.HostPort(), a.TLS) }
-
-// explain says in plain words why hostport could not be reached. What a person has to mend becomes permanent. A nil error stays nil.
-func explain(err error, hostport string, c *tls.Config) error {
+func explain(err error, hostport string) error {
 	if err == nil || msg.IsPermanent(err) {
 		return err
 	}
-	say := func(format string, args ...any) error {
-		return fmt.Errorf("%s: %s: %w", hostport, fmt.Sprintf(format, args...), err)
+	err = fmt.Errorf("%s: %w", hostport, err)
+	if health.Stays(err) {
+		return msg.Permanent(err)
 	}
-	if e, ok := errors.AsType[*net.DNSError](err); ok {
-		switch {
-		case e.IsNotFound:
-			return fmt.Errorf("%s: the name %q is not in the DNS", hostport, e.Name)
-		case e.IsTimeout:
-			return fmt.Errorf("%s: no DNS server answers", hostport)
-		}
-		return say("the name %q cannot be looked up", e.Name)
-	}
-	if e, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		issuer := "nobody"
-		if e.Cert != nil {
-			issuer = e.Cert.Issuer.String()
-		}
-		return msg.Permanent(say("the broker's certificate was issued by %q, which ca does not name", issuer))
-	}
-	if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		return msg.Permanent(say("the broker's certificate is for another name"))
-	}
-	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
-		if e.Reason == x509.Expired && e.Cert != nil {
-			return say("the broker's certificate is good from %s to %s only, and the gateway's clock says %s",
-				e.Cert.NotBefore.UTC().Format(time.DateOnly), e.Cert.NotAfter.UTC().Format(time.DateOnly), clock(c).UTC().Format(time.DateTime))
-		}
-		return msg.Permanent(say("the broker's certificate is not valid"))
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return msg.Permanent(say("the other side does not speak TLS"))
-	}
-	if e, ok := errors.AsType[*net.OpError](err); ok && e.Op == "remote error" {
-		alert := strings.TrimPrefix(e.Err.Error(), "tls: ")
-		words, ok := alerts[alert]
-		if !ok {
-			words = "the broker refuses the TLS handshake"
-		}
-		explained := fmt.Errorf("%s: %s (TLS alert: %s)", hostport, words, alert)
-		for _, o := range ours {
-			if strings.Contains(alert, o) {
-				return msg.Permanent(explained)
-			}
-		}
-		return explained
-	}
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%s: nobody listens there", hostport)
-	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
-		return fmt.Errorf("%s: there is no route to it", hostport)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
-		return fmt.Errorf("%s: no answer in time", hostport)
-	case errors.Is(err, syscall.ECONNRESET):
-		return fmt.Errorf("%s: the other side has broken the connection", hostport)
-	}
-	return fmt.Errorf("%s: %w", hostport, err)
+	return err
 }
 
-func clock(c *tls.Config) time.Time {
-	if c == nil || c.Time == nil {
-		return time.Now()
-	}
-	return c.Time()
+// meanings are what the reason codes mean that a person can do something about.
+var meanings = map[byte]*health.Meaning{
+	0x84: {Name: "mqtt-version", What: "the broker does not speak this version of MQTT", Hint: "set `version = 4` for MQTT 3.1.1, or `version = 5`"},
+	0x85: {Name: "mqtt-client-id", What: "the broker does not take this client id", Hint: "look at `client_id`: some brokers want that of the certificate, or 23 letters and digits at most"},
+	0x86: {Name: "mqtt-password", What: "the broker does not take the user name or password", Hint: "look at `username` and `password`, or at the token that stands for it; has it ended?"},
+	0x87: {Name: "mqtt-not-authorized", What: "the broker knows this gateway, and does not allow that",
+		Hint: "look at the rights of the client id, user name or certificate in the broker's access list"},
+	0x88: {Name: "mqtt-unavailable", What: "the broker runs, and does not serve now", Hint: "it is tried again; its log may say why"},
+	0x89: {Name: "mqtt-busy", What: "the broker is overloaded", Hint: "it is tried again"},
+	0x8A: {Name: "mqtt-banned", What: "the broker has banned this client", Hint: "have it taken off the broker's list; did two gateways use one client id?"},
+	0x8C: {Name: "mqtt-auth-method", What: "the broker does not know this way to log in", Hint: "look at what ways the broker is configured for: certificate, password or token"},
+	0x8D: {Name: "mqtt-keep-alive", What: "the broker heard nothing from this gateway in time", Hint: "the line may lose packets; it is tried again"},
+	0x8E: {Name: "mqtt-taken-over", What: "somebody else has logged in under this client id", Hint: "give each gateway a `client_id` of its own"},
+	0x95: {Name: "mqtt-too-large", What: "the broker does not take packets of this size", Hint: "raise its limit, or send less in one message"},
+	0x97: {Name: "mqtt-quota", What: "a quota of the broker is used up", Hint: "raise it there, or send less"},
+	0x9A: {Name: "mqtt-no-retain", What: "the broker takes no retained messages", Hint: "turn them on at the broker, or take `retain` out of the routes"},
+	0x9B: {Name: "mqtt-no-qos", What: "the broker does not take this QoS", Hint: "look at `qos` of the routes and at the broker's limit"},
+	0x9C: {Name: "mqtt-other-server", What: "the broker sends this gateway to another server for now", Hint: "is there another address in its documentation?"},
+	0x9D: {Name: "mqtt-moved", What: "the broker has moved to another address", Hint: "write the new address into `url`"},
+	0x9F: {Name: "mqtt-rate", What: "the broker takes fewer log-ins than these in that time", Hint: "it is tried again; do several gateways share an account?"},
 }
+
+var hungUp = health.Meaning{Name: "mqtt-hung-up", What: "the broker closed the connection without a word",
+	Hint: "its log may say why; brokers do so where the client id, the certificate or a policy does not fit"}
+
+// Explain is health.Explainer's.
+func (r *Reason) Explain(time.Time) (health.Explanation, bool) {
+	m := meanings[r.Code]
+	return health.Explanation{Meaning: m}, m != nil
+}
+
+// Explain is health.Explainer's.
+func (e *Ended) Explain(now time.Time) (health.Explanation, bool) { return (*Reason)(e).Explain(now) }
+
+// Said gives the test for errors with which a broker has given this reason code.
+func Said(code byte) func(error) bool {
+	return func(err error) bool {
+		r, ok := errors.AsType[*Reason](err)
+		e, ended := errors.AsType[*Ended](err)
+		return ok && r.Code == code || ended && e.Code == code
+	}
+}
+
+// HungUp tells whether the broker ended the connection without a word.
+func HungUp(err error) bool { return errors.Is(err, errHungUp) || errors.Is(err, syscall.ECONNRESET) }

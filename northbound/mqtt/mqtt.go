@@ -195,7 +195,7 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 		err = c.bearer.Judge(err)
 	}
 	if err != nil {
-		return nil, explain(err, address.HostPort(), address.TLS)
+		return nil, explain(err, address.HostPort())
 	}
 	if s.server.Retain {
 		c.env.Health.Clear(&RetainUnavailable)
@@ -214,7 +214,7 @@ func (c *Connector) Dial(ctx context.Context, down northbound.Downlink) (northbo
 		c.env.Health.Set(&SubscriptionRefused, err.Error())
 	default:
 		s.Close()
-		return nil, explain(err, address.HostPort(), address.TLS)
+		return nil, explain(err, address.HostPort())
 	}
 	if !until.IsZero() {
 		timer := time.AfterFunc(time.Duration(renewAt*float64(until.Sub(c.env.Now()))), func() { s.End(northbound.ErrRenew) })

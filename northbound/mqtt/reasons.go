@@ -116,7 +116,7 @@ func loginError(version, code byte, props *packets.Properties) error {
 	return err
 }
 
-var errHungUp = errors.New("the broker has closed the connection")
+var errHungUp = hungUp.Of(errors.New("the broker has closed the connection"), nil)
 
 // lost says what the end of a connection means.
 func lost(err error) error {

@@ -242,7 +242,7 @@ func (s *session) exchange(ctx context.Context, q *request) (*response, error) {
 		return nil, err
 	}
 	if r.RSC == 401 || r.RSC == rscNotKnown && s.c.cfg.Token != "" {
-		err := s.c.bearer.Judge(msg.Permanent(fmt.Errorf("the CSE does not take our credentials: %v", refused(q, r)))) // no refusal of the request
+		err := s.c.bearer.Judge(msg.Permanent(meanings[rscNotKnown].Of(fmt.Errorf("the CSE does not take our credentials: %v", refused(q, r)), nil))) // no refusal of the request
 		s.fail(err)
 		return nil, err
 	}
