@@ -272,12 +272,12 @@ func (l *listener) failed(h *half, err error, now time.Time) {
 	l.count.fail(f.Reason)
 	switch f.Reason {
 	case "key-unavailable":
-		l.env.Health.Set(&keyUnavailable, err.Error())
+		l.env.Health.Fail(&keyUnavailable, err)
 	case "psk-in-chip":
-		l.env.Health.Set(&credentialsRefused, err.Error())
+		l.env.Health.Fail(&credentialsRefused, err)
 		l.refusedAt = now
 	case "wrong-psk", "unknown-psk", "client-certificate", "unknown-device", "no-client-certificate":
-		l.env.Health.Set(&credentialsRefused, f.Reason)
+		l.env.Health.Fail(&credentialsRefused, err)
 		l.refusedAt = now
 		l.limits.refused(h.addr.Addr(), now)
 	}

@@ -146,7 +146,7 @@ func (l *listener) restore(ctx context.Context) {
 	}
 	file, err := l.openKept(ctx)
 	if err != nil {
-		l.env.Health.Set(&notKept, err.Error())
+		l.env.Health.Fail(&notKept, err)
 		return
 	}
 	l.env.Health.Clear(&notKept)
@@ -166,7 +166,7 @@ func (l *listener) restore(ctx context.Context) {
 	n := l.count.sessions.Load()
 	l.end(t)
 	if err := file.Sync(); err != nil {
-		l.env.Health.Set(&notKept, err.Error())
+		l.env.Health.Fail(&notKept, err)
 	}
 	t = l.begin(time.Now())
 	for _, list := range l.byDevice {
@@ -272,7 +272,7 @@ func (l *listener) keep(s *session) {
 		if s.slot == noSlot {
 			s.conn.Reserve(1 << 48)
 		}
-		l.env.Health.Set(&notKept, err.Error())
+		l.env.Health.Fail(&notKept, err)
 		return
 	}
 	if s.slot != noSlot {
@@ -395,7 +395,7 @@ func (l *listener) syncKept(ctx context.Context) {
 		}
 		seen = n
 		if err := l.file.Sync(); err != nil {
-			l.env.Health.Set(&notKept, err.Error())
+			l.env.Health.Fail(&notKept, err)
 		}
 		l.mu.Lock()
 		for _, s := range list {

@@ -191,7 +191,7 @@ func (l *listener) greet(ctx context.Context, c net.Conn, from netip.AddrPort) (
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 				cert, err := l.certificate(ctx)
 				if err != nil {
-					l.env.Health.Set(&keyUnavailable, err.Error())
+					l.env.Health.Fail(&keyUnavailable, err)
 				}
 				return cert, err
 			},
@@ -232,7 +232,7 @@ func (l *listener) refuse(from netip.AddrPort, err error) {
 		return
 	}
 	l.count.fail("client-certificate")
-	l.env.Health.Set(&credentialsRefused, "client-certificate")
+	l.env.Health.Fail(&credentialsRefused, err)
 	l.mu.Lock()
 	l.refusedAt = time.Now()
 	l.limits.refused(from.Addr(), l.refusedAt)

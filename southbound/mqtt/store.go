@@ -128,7 +128,7 @@ func (s *store) commit() {
 	}
 	err := s.write(changes)
 	if err != nil {
-		s.health.Set(&StoreFailing, err.Error())
+		s.health.Fail(&StoreFailing, err)
 		err = &msg.Refusal{Reason: msg.Full, RetryAfter: 5 * time.Second, Why: "sessions cannot be stored"}
 		s.restore(changes, tell)
 	} else {

@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"hash"
 	"slices"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/health"
 )
 
 // ErrUnknownPSK is what Config.PSK returns for an identity that it does not know.
@@ -232,7 +232,7 @@ func (hs *Handshake) Step(ctx context.Context, datagram []byte) ([][]byte, error
 		case r.Epoch == 0 && r.Type == typeHandshake:
 			err = hs.fragments(ctx, r.body)
 		case r.Epoch == 0 && r.Type == typeAlert && len(r.body) == 2 && (r.body[0] == 2 || r.body[1] == byte(CloseNotify)):
-			err = &Failure{Alert: CloseNotify, Reason: "client-alert", Err: fmt.Errorf("alert %d", r.body[1])}
+			err = &Failure{Alert: CloseNotify, Reason: "client-alert", Err: health.Alert(r.body[1])}
 		case r.Epoch == 1 && hs.need != msgFinished:
 			if len(hs.stash) < maxStash {
 				hs.stash = append(hs.stash, bytes.Clone(whole))
