@@ -244,7 +244,8 @@ func (p *pump) set(state string, err error) {
 		p.seen.Sessions++
 	}
 	if err != nil {
-		p.seen.LastError, p.seen.LastFault = err.Error(), p.b.o.Now()
+		p.seen.LastFault = p.b.o.Now()
+		p.seen.LastError, _ = health.Words(err, p.seen.LastFault)
 	}
 }
 

@@ -11,8 +11,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/internal/health"
 	"github.com/drawbridge/drawbridge/southbound"
 )
 
@@ -197,18 +199,13 @@ func action[T any](s *Server, what string, do func(r *http.Request, in T) (any, 
 func refuse(w http.ResponseWriter, err error) {
 	r, ok := errors.AsType[*Refused](err)
 	if !ok {
-		r = &Refused{Message: err.Error()}
+		r = &Refused{}
+		r.Message, r.Advice = health.Words(err, time.Now())
 		if mistakes, ok := errors.AsType[config.Errors](err); ok {
 			r.Message = fmt.Sprintf("%s: nothing was changed", english.count("mistakes", len(mistakes)))
 			for _, m := range mistakes {
 				r.Details = append(r.Details, m.Error())
 			}
-		}
-		if h, ok := errors.AsType[interface {
-			error
-			Hint() string
-		}](err); ok {
-			r.Advice = h.Hint()
 		}
 	}
 	writeError(w, cmp.Or(r.Code, http.StatusUnprocessableEntity), r)

@@ -70,12 +70,35 @@ func (l *language) title(p health.Problem) string {
 	return p.Title
 }
 
-// hint gives the hint of a problem. One that fits the very error is worth more than one of its kind in the reader's language.
+// hint gives the hint of a problem. One that fits the very error is worth more than one of its kind, whatever its language.
 func (l *language) hint(p health.Problem) string {
-	if s, ok := l.texts["hint."+p.Code]; ok && !p.Precise {
+	if p.Precise {
+		if s, ok := l.explained(p, "advice."); ok {
+			return s
+		}
+		return p.Hint
+	}
+	if s, ok := l.texts["hint."+p.Code]; ok {
 		return s
 	}
 	return p.Hint
+}
+
+// detail gives the detail of a problem; the words of the error itself stay as they are.
+func (l *language) detail(p health.Problem) string {
+	if s, ok := l.explained(p, "what."); ok {
+		return health.Beside(s, p.Own)
+	}
+	return p.Detail
+}
+
+// explained gives a text of what explains the problem.
+func (l *language) explained(p health.Problem, kind string) (string, bool) {
+	if p.Explained == nil {
+		return "", false
+	}
+	s, ok := l.texts[kind+p.Explained.Name]
+	return p.Explained.Say(s, l.span), ok
 }
 
 // languageOf gives the language that a request asks for: by the query or the cookie "lang", else by Accept-Language.

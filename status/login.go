@@ -19,6 +19,8 @@ import (
 	"golang.org/x/oauth2"
 
 	"github.com/drawbridge/drawbridge/auth"
+	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/internal/health"
 )
 
 // Login says who may log in where others than this machine's own users can reach the page. At least one of its ways is set.
@@ -150,6 +152,12 @@ func (d *door) audit(what, who, result string) {
 	d.s.o.Log.Info("action: "+what, "audit", true, "who", who, "result", result)
 }
 
+// warn logs why the issuer has not let somebody in: the browser is not told.
+func (d *door) warn(err error) {
+	text, hint := health.Words(err, d.s.o.Now())
+	d.s.o.Log.Warn("log-in", "issuer", d.Issuer.Name, "error", text, "hint", hint)
+}
+
 // enter starts a session; the browser's old one, if it had any, ends.
 func (d *door) enter(w http.ResponseWriter, r *http.Request, who caller, next string) {
 	if old, err := r.Cookie(sessionName); err == nil {
@@ -257,7 +265,7 @@ func (d *door) begin(w http.ResponseWriter, r *http.Request) {
 	redirect := "https://" + r.Host + "/login/callback"
 	c, _, err := d.client(ctx, redirect)
 	if err != nil {
-		d.s.o.Log.Warn("log-in", "issuer", d.Issuer.Name, "error", err)
+		d.warn(err)
 		d.show(w, r, http.StatusBadGateway, "login.away")
 		return
 	}
@@ -316,7 +324,7 @@ func (d *door) callback(w http.ResponseWriter, r *http.Request) {
 	who, err := d.redeem(ctx, l, r.URL.Query())
 	if err != nil {
 		d.audit("log in", "somebody of "+d.Issuer.Name, "refused")
-		d.s.o.Log.Warn("log-in", "issuer", d.Issuer.Name, "error", err)
+		d.warn(err)
 		key := "login.issuer"
 		if errors.Is(err, errNoRole) {
 			key = "login.role"
@@ -332,7 +340,7 @@ var errNoRole = errors.New("no role that may look")
 // redeem turns the issuer's code into who has logged in.
 func (d *door) redeem(ctx context.Context, l *started, q url.Values) (caller, error) {
 	if e := q.Get("error"); e != "" {
-		return caller{}, fmt.Errorf("the issuer says %q: %q", e, q.Get("error_description"))
+		return caller{}, auth.LogInRefused(e, q.Get("error_description"), d.Issuer.ClientID)
 	}
 	c, verifier, err := d.client(ctx, l.redirect)
 	if err != nil {
@@ -340,12 +348,13 @@ func (d *door) redeem(ctx context.Context, l *started, q url.Values) (caller, er
 	}
 	token, err := c.Exchange(oidc.ClientContext(ctx, d.Issuer.Client), q.Get("code"), oauth2.VerifierOption(l.verifier))
 	if err != nil {
-		return caller{}, fmt.Errorf("token: %w", err)
+		return caller{}, fmt.Errorf("token: %w", auth.LogInError(err, d.Issuer.ClientID, d.Issuer.Secret != nil))
 	}
 	raw, _ := token.Extra("id_token").(string)
 	id, err := verifier.Verify(ctx, raw)
 	if err != nil {
-		return caller{}, fmt.Errorf("id token: %w", err)
+		expected := config.Issuer{URL: d.Issuer.URL, Audience: d.Issuer.ClientID}
+		return caller{}, fmt.Errorf("id token: %w", auth.Blame(err, raw, d.Issuer.Name, expected, d.s.o.Now()))
 	}
 	if subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(l.nonce)) != 1 {
 		return caller{}, errors.New("id token: it is for another log-in")

@@ -216,9 +216,10 @@ func (v *view) T(key string) string { return v.L.text(key) }
 // C gives the text for n things.
 func (v *view) C(key string, n int) string { return v.L.count(key, n) }
 
-// Title, Hint and Sentence are in the reader's language.
+// Title, Hint, Detail and Sentence are in the reader's language.
 func (v *view) Title(p health.Problem) string  { return v.L.title(p) }
 func (v *view) Hint(p health.Problem) []phrase { return phrases(v.L.hint(p)) }
+func (v *view) Detail(p health.Problem) string { return v.L.detail(p) }
 func (v *view) Sentence() string               { return v.Snapshot.sentence(v.L) }
 
 // phrase is a piece of a hint; what stands in backquotes is something to type.

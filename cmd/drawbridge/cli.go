@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/internal/health"
 )
 
 // The exit statuses of every verb.
@@ -86,11 +88,11 @@ func report(w io.Writer, err error) int {
 	f, ok := errors.AsType[*failure](err)
 	if !ok {
 		f = &failure{code: exitFailed, err: err}
-		if h, ok := errors.AsType[interface {
-			error
-			Hint() string
-		}](err); ok {
-			f.hint = h.Hint()
+		if e, ok := health.Explain(err, time.Now()); ok {
+			var what string
+			if what, f.hint = e.Words(); !strings.Contains(err.Error(), what) {
+				f.err = fmt.Errorf("%w: %s", err, what) // what was tried stands first
+			}
 		}
 	}
 	if bad, ok := errors.AsType[config.Errors](err); ok {

@@ -20,6 +20,7 @@ import (
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/hwcrypto/keyring"
+	"github.com/drawbridge/drawbridge/internal/health"
 	"github.com/drawbridge/drawbridge/northbound"
 	"github.com/drawbridge/drawbridge/status"
 )
@@ -163,10 +164,8 @@ func sortedNames(m map[string]*config.Component) (names []string) {
 func asFinding(id, note string, err error, took time.Duration) finding {
 	f := finding{ID: id, Result: "ok", Note: note, Took: took}
 	if err != nil {
-		f.Result, f.Note = "problem", err.Error()
-		if h, ok := err.(interface{ Hint() string }); ok {
-			f.Hint = h.Hint()
-		}
+		f.Result = "problem"
+		f.Note, f.Hint = health.Words(err, time.Now())
 	}
 	return f
 }
