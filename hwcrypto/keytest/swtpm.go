@@ -1,6 +1,7 @@
 package keytest
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -40,14 +41,29 @@ func SWTPM(t testing.TB) *TPM {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	p := &TPM{t: t, Socket: filepath.Join(dir, "s"), State: filepath.Join(dir, "state"), Dir: filepath.Join(dir, "keys")}
 	check(t, os.Mkdir(p.State, 0o700))
-	cmd := exec.Command(setup, "--tpm2", "--tpmstate", p.State, "--create-ek-cert", "--ecc", "--overwrite", "--logfile", filepath.Join(dir, "setup.log"))
-	if out, err := cmd.CombinedOutput(); err != nil {
+	args := []string{"--tpm2", "--tpmstate", p.State, "--create-ek-cert", "--ecc", "--overwrite", "--logfile", filepath.Join(dir, "setup.log")}
+	if os.Geteuid() != 0 { // the CA of the system is not for everybody
+		args = append(args, "--config", ownCA(t, dir))
+	}
+	if out, err := exec.Command(setup, args...).CombinedOutput(); err != nil {
 		log, _ := os.ReadFile(filepath.Join(dir, "setup.log"))
 		t.Fatalf("swtpm_setup: %v\n%s\n%s", err, out, log)
 	}
 	p.Start()
 	t.Cleanup(p.Kill)
 	return p
+}
+
+// ownCA gives the configuration of swtpm_setup with which a CA that it makes in dir signs the endorsement certificate.
+func ownCA(t testing.TB, dir string) string {
+	t.Helper()
+	ca := filepath.Join(dir, "ca")
+	check(t, os.Mkdir(ca, 0o700))
+	conf, tool := filepath.Join(dir, "setup.conf"), filepath.Join(dir, "localca.conf")
+	check(t, os.WriteFile(tool, fmt.Appendf(nil, "statedir = %s\nsigningkey = %[1]s/key.pem\nissuercert = %[1]s/cert.pem\ncertserial = %[1]s/serial\n", ca), 0o600))
+	check(t, os.WriteFile(conf, fmt.Appendf(nil, "create_certs_tool = swtpm_localca\ncreate_certs_tool_config = %s\n"+
+		"create_certs_tool_options = /etc/swtpm-localca.options\nactive_pcr_banks = sha256\n", tool), 0o600))
+	return conf
 }
 
 // Start starts the process after Kill.
@@ -62,12 +78,11 @@ func (p *TPM) Start() {
 	p.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+p.State, "--server", "type=unixio,path="+p.Socket,
 		"--ctrl", "type=unixio,path="+p.Socket+".ctrl", "--flags", "not-need-init,startup-clear")
 	check(p.t, p.cmd.Start())
-	for range 500 {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if c, err := net.Dial("unix", p.Socket); err == nil {
 			c.Close()
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	p.t.Fatal("swtpm does not listen")
 }
