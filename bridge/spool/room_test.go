@@ -151,7 +151,7 @@ func TestRoomReturnsOnTheDisk(t *testing.T) {
 func TestFullOnTmpfs(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
-		needs.Missing(t, err)
+		needs.Missing(t, "the right to mount a file system is missing:", err)
 	}
 	defer unix.Unmount(dir, 0)
 	s, err := Open(filepath.Join(dir, "spool"), Options{})

@@ -90,7 +90,9 @@ func (n *network) in(ns string, args ...string) {
 func (n *network) namespace(name string) string {
 	n.t.Helper()
 	ns := n.id + name
-	n.run(n.ip, "netns", "add", ns)
+	if out, err := exec.Command(n.ip, "netns", "add", ns).CombinedOutput(); err != nil {
+		needs.Missing(n.t, "the right to make a network namespace is missing:", strings.TrimSpace(string(out)))
+	}
 	n.t.Cleanup(func() { exec.Command(n.ip, "netns", "del", ns).Run() })
 	n.in(ns, n.ip, "link", "set", "lo", "up")
 	return ns
