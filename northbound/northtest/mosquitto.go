@@ -138,7 +138,7 @@ func (m *Mosquitto) Sub(t testing.TB, filter, format string) *Sub {
 		wg.Wait()
 		program.Wait()
 	})
-	for range 200 {
+	for end := time.Now().Add(patience); time.Now().Before(end); {
 		if err := m.Pub(probe, probe); err != nil {
 			t.Fatal(err)
 		}
