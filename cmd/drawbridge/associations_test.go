@@ -126,12 +126,8 @@ func TestProveTenThousand(t *testing.T) {
 		fmt.Fprintf(&extra, "[device.c-%d]\ngroups = [\"thermostat\"]\npsk = \"file:fleet.psk\"\n", i)
 	}
 	s.extra = extra.String()
-	s.configure()
-	s.certify()
-	cloud := newRecorder(s)
-	cloud.up()
+	cloud := s.serve()
 	defer cloud.down()
-	s.startGateway()
 	empty := usageOf(t, s.gateway.Process.Pid).rss
 
 	roots := x509.NewCertPool()

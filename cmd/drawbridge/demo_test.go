@@ -5,12 +5,14 @@ import (
 	"os/exec"
 	"regexp"
 	"testing"
+
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // The demo does the main job and leaves nothing behind.
 func TestDemo(t *testing.T) {
 	dir := t.TempDir()
-	p := &process{Cmd: exec.Command(program(t, "drawbridge"), "demo"), t: t, ended: make(chan struct{})}
+	p := &process{Cmd: exec.Command(needs.Program(t, "drawbridge"), "demo"), t: t, ended: make(chan struct{})}
 	p.Env = append(os.Environ(), "TMPDIR="+dir)
 	p.Stdout, p.Stderr = p, p
 	p.launch()

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // otherEnd opens and seals payloads with libraries that are not ours.
@@ -38,13 +39,13 @@ type sealedMessage struct {
 
 func newOtherEnd(t *testing.T, secret string) *otherEnd {
 	t.Helper()
-	program(t, "node")
+	needs.Program(t, "node")
 	dir, err := filepath.Abs("testdata/envelopes")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "node_modules", "jose", "package.json")); err != nil {
-		npm := exec.Command(program(t, "npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts")
+		npm := exec.Command(needs.Program(t, "npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts")
 		npm.Dir = dir
 		if out, err := npm.CombinedOutput(); err != nil {
 			t.Fatalf("npm ci: %v\n%s", err, out)

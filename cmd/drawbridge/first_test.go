@@ -11,12 +11,13 @@ import (
 
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
 	"github.com/drawbridge/drawbridge/internal/health"
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // A first start without configuration makes an identity, serves its own machine, and says in three lines what to do next; init and a reload go
 // on with the same identity. The default ports are real, so it runs in a network of its own.
 func TestFirstStart(t *testing.T) {
-	asRoot(t, "a network of its own")
+	needs.Root(t, "a network of its own")
 	for _, place := range []struct {
 		name string
 		tpm  func(*testing.T) string
@@ -115,7 +116,7 @@ func (s *site) keyList() (list string) {
 func (s *site) firstStart() (lines []string) {
 	s.t.Helper()
 	run := s.command("run")
-	p := &process{t: s.t, ended: make(chan struct{}), Cmd: exec.Command(program(s.t, "unshare"), append([]string{"--net", "sh", "-c", `ip link set lo up && exec "$@"`, "sh"}, run.Args...)...)}
+	p := &process{t: s.t, ended: make(chan struct{}), Cmd: exec.Command(needs.Program(s.t, "unshare"), append([]string{"--net", "sh", "-c", `ip link set lo up && exec "$@"`, "sh"}, run.Args...)...)}
 	p.Env, p.Stdout, p.Stderr = run.Env, p, p
 	p.launch()
 	s.gateway = p

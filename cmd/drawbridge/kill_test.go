@@ -76,6 +76,17 @@ func newRecorder(s *site) *recorder {
 		conf: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: conf.RootCAs}}
 }
 
+// serve starts the gateway by the file that the site makes, with a cloud that records.
+func (s *site) serve() *recorder {
+	s.t.Helper()
+	s.configure()
+	s.certify()
+	cloud := newRecorder(s)
+	cloud.up()
+	s.startGateway()
+	return cloud
+}
+
 // up opens the broker at the cloud's address; down closes it together with every connection.
 func (r *recorder) up() {
 	r.t.Helper()
@@ -285,12 +296,8 @@ func TestProveKill(t *testing.T) {
 	s := newSite(t)
 	s.binary = released(t)
 	f := newFleet(s, devices)
-	s.configure()
-	s.certify()
-	cloud := newRecorder(s)
-	cloud.up()
+	cloud := s.serve()
 	defer cloud.down()
-	s.startGateway()
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup

@@ -27,6 +27,7 @@ import (
 	"github.com/pion/dtls/v3"
 
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // TestProveNoKeyInMemory looks through all the memory of a gateway at work, and, to prove it, through a core dump, for keys whose values the test knows: they
@@ -75,7 +76,7 @@ func TestProveNoKeyInMemory(t *testing.T) {
 			return "uri = \"pkcs11:token=" + token.Label + ";object=" + name + "?pin-source=file:pin\"\nmodule = \"" + token.Module + "\""
 		}
 		w.bringIn = func(key string) {
-			c := exec.Command(program(t, "softhsm2-util"), "--import", key, "--token", token.Label, "--label", "identity", "--id", "01", "--pin", token.PIN)
+			c := exec.Command(needs.Program(t, "softhsm2-util"), "--import", key, "--token", token.Label, "--label", "identity", "--id", "01", "--pin", token.PIN)
 			c.Env = append(os.Environ(), "SOFTHSM2_CONF="+token.Conf)
 			if out, err := c.CombinedOutput(); err != nil {
 				t.Fatalf("softhsm2-util: %v\n%s", err, out)

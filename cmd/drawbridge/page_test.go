@@ -15,6 +15,7 @@ import (
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/northbound/northtest"
 )
 
@@ -27,7 +28,7 @@ type window struct {
 func openWindow(t *testing.T, more ...chromedp.ExecAllocatorOption) *window {
 	t.Helper()
 	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(more, chromedp.Headless, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.NoSandbox,
-		chromedp.WSURLReadTimeout(time.Minute), chromedp.ExecPath(program(t, "chromium")))...)
+		chromedp.WSURLReadTimeout(time.Minute), chromedp.ExecPath(needs.Program(t, "chromium")))...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
+	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/northbound/northtest"
 	"github.com/drawbridge/drawbridge/northbound/northtest/broker"
 )
@@ -60,7 +61,7 @@ func (h *house) keysFail() {
 		{"tpm2_evictcontrol", "-C", "o", "-c", h.path("ctx"), "0x81010009"},
 		{"tpm2_flushcontext", "-t"},
 	} {
-		if out, err := exec.Command(program(h, args[0]), append([]string{"-T", "swtpm:path=" + chip.Socket}, args[1:]...)...).CombinedOutput(); err != nil {
+		if out, err := exec.Command(needs.Program(h, args[0]), append([]string{"-T", "swtpm:path=" + chip.Socket}, args[1:]...)...).CombinedOutput(); err != nil {
 			h.Fatalf("%s: %v\n%s", args[0], err, out)
 		}
 	}

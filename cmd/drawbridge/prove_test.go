@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // fleetOf lets devices m-0 ... m-(n-1) in, with passwords.
@@ -96,7 +98,7 @@ func TestProveAway(t *testing.T) {
 // mountSmall puts a disk of 24 MiB under the directory until the test ends.
 func mountSmall(t testing.TB, dir string) {
 	t.Helper()
-	asRoot(t, "a disk of its own")
+	needs.Root(t, "a disk of its own")
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=24m,mode=700"); err != nil {
 		t.Fatalf("mount a small file system: %v", err)
 	}
@@ -176,12 +178,8 @@ func TestProveGarbage(t *testing.T) {
 	s := newSite(t)
 	s.binary = released(t)
 	s.fleetOf(1)
-	s.configure()
-	s.certify()
-	cloud := newRecorder(s)
-	cloud.up()
+	cloud := s.serve()
 	defer cloud.down()
-	s.startGateway()
 
 	const each = 1000
 	rng := rand.New(rand.NewPCG(1, 2))

@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -24,6 +23,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // TestMain lets the test binary be `drawbridge` for scripts and for tests that start the gateway as a process.
@@ -53,39 +54,9 @@ func (p *process) output() string {
 	return p.out.String()
 }
 
-// program finds a program that a test cannot do without.
-func program(t testing.TB, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if errors.Is(err, exec.ErrNotFound) {
-		for _, dir := range []string{"/usr/sbin/", "/usr/local/sbin/"} {
-			if _, err := os.Stat(dir + name); err == nil {
-				return dir + name
-			}
-		}
-		if os.Getenv("CI") == "" {
-			t.Skipf("%s is not installed", name)
-		}
-		t.Fatalf("%s is not installed", name)
-	}
-	return path
-}
-
-// asRoot is for tests of what takes root.
-func asRoot(t testing.TB, what string) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") == "" {
-		t.Skipf("%s takes root", what)
-	}
-	t.Fatalf("%s takes root", what)
-}
-
 func start(t testing.TB, name string, args ...string) *process {
 	t.Helper()
-	p := &process{Cmd: exec.Command(program(t, name), args...), t: t, ended: make(chan struct{})}
+	p := &process{Cmd: exec.Command(needs.Program(t, name), args...), t: t, ended: make(chan struct{})}
 	p.Stdout, p.Stderr = p, p
 	p.launch()
 	return p
@@ -143,7 +114,7 @@ func run(t testing.TB, name string, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, program(t, name), args...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, needs.Program(t, name), args...).CombinedOutput()
 	return string(out), err
 }
 
@@ -340,7 +311,7 @@ func (s *site) command(args ...string) *exec.Cmd {
 	s.t.Helper()
 	binary := s.binary
 	if binary == "" {
-		binary = program(s.t, "drawbridge")
+		binary = needs.Program(s.t, "drawbridge")
 	}
 	c := exec.Command(binary, append(args, "--config", s.path("drawbridge.toml"))...)
 	c.Env = append(os.Environ(), s.env...)
@@ -441,7 +412,7 @@ type lines struct {
 // follow starts a command whose lines are awaited.
 func (s *site) follow(name string, args ...string) *lines {
 	s.t.Helper()
-	p := &process{Cmd: exec.Command(program(s.t, name), args...), t: s.t, ended: make(chan struct{})}
+	p := &process{Cmd: exec.Command(needs.Program(s.t, name), args...), t: s.t, ended: make(chan struct{})}
 	r, w := io.Pipe()
 	p.Stdout = io.MultiWriter(p, w)
 	p.Stderr = p.Stdout

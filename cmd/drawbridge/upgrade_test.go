@@ -28,12 +28,8 @@ func TestProveUpgrade(t *testing.T) {
 	}
 	f := newFleet(s, devices)
 	f.keep = true
-	s.configure()
-	s.certify()
-	cloud := newRecorder(s)
-	cloud.up()
+	cloud := s.serve()
 	defer cloud.down()
-	s.startGateway()
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
 // BenchmarkBesideWear tells how many octets a disk of its own, with ext4, is given to write for each message of 32: what flash wears out by. Each device waits for yes before it sends
@@ -86,7 +88,7 @@ func wear(b *testing.B, devices, messages int, start func(*site)) float64 {
 // diskForState puts a file system of its own under the state directory and gives where the kernel counts what is written to it.
 func (s *site) diskForState() (stat string) {
 	s.t.Helper()
-	asRoot(s.t, "a disk of its own")
+	needs.Root(s.t, "a disk of its own")
 	image, state := s.path("disk"), s.path("state")
 	s.write("disk", "")
 	err := os.Truncate(image, 512<<20)
