@@ -100,18 +100,19 @@ type EphemeralKeys interface {
 
 // Env is what the gateway gives a listener.
 type Env struct {
-	Name   string       // from [listener.NAME]
-	Log    *slog.Logger // already carries the name
-	Health *health.Reporter
-	Keys   Keys
-	Auth   auth.Authenticator                    // who devices are; its tables change on reload without a restart
-	Policy auth.Policy                           // what they may do; likewise
-	State  string                                // a directory for this listener alone, existing, mode 0700
-	Now    func() time.Time                      // the trusted clock
-	Bound  func(a net.Addr)                      // to be called once the address is bound; may be nil
-	Awake  func(dev string)                      // to be called when a device that may have commands waiting has spoken or subscribed; cheap, never blocks; may be nil
-	Socket func() (net.Listener, net.PacketConn) // a socket handed over by systemd for this listener, else nils; may be nil
-	Alive  func()                                // to be called every second or more often, once it is bound, from within the locks that what devices send has to pass: a listener that falls silent is wedged; may be nil
+	Name    string       // from [listener.NAME]
+	Log     *slog.Logger // already carries the name
+	Health  *health.Reporter
+	Keys    Keys
+	Auth    auth.Authenticator                    // who devices are; its tables change on reload without a restart
+	Policy  auth.Policy                           // what they may do; likewise
+	State   string                                // a directory for this listener alone, existing, mode 0700
+	Now     func() time.Time                      // the trusted clock
+	Correct func(time.Time) time.Time             // gives what a time that Now gave stands for, where the clock was set since; nil: it never is
+	Bound   func(a net.Addr)                      // to be called once the address is bound; may be nil
+	Awake   func(dev string)                      // to be called when a device that may have commands waiting has spoken or subscribed; cheap, never blocks; may be nil
+	Socket  func() (net.Listener, net.PacketConn) // a socket handed over by systemd for this listener, else nils; may be nil
+	Alive   func()                                // to be called every second or more often, once it is bound, from within the locks that what devices send has to pass: a listener that falls silent is wedged; may be nil
 }
 
 // Kind is one type of listener: an entry of kinds.go.
