@@ -177,7 +177,7 @@ func (l *listener) terms(c *conn, p *packet.ConnectPacket, want *claim, hello *p
 		c.peerReceive = min(c.peerReceive, int(in.ReceiveMaximum))
 	}
 	if in.Has.Is(packet.MaximumPacketSize) {
-		c.peerPacket = int(in.MaximumPacketSize)
+		c.peerPacket = int(min(in.MaximumPacketSize, 1<<28)) // an int may have 32 bits
 	}
 	c.peerAliases = int(in.TopicAliasMaximum)
 	c.problemInfo = !in.Has.Is(packet.RequestProblemInfo) || in.RequestProblemInfo == 1
