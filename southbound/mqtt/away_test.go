@@ -170,3 +170,52 @@ func TestFormerConnectionLeavesTheNextSessionAlone(t *testing.T) {
 		t.Errorf("the record has %+v, %v", r.Subs, err)
 	}
 }
+
+// within gives the driver of a listener in another environment.
+func within(d southtest.Driver, change func(*southbound.Env)) southtest.Driver {
+	kind := d.Kind()
+	d.Kind = func() southbound.Kind {
+		k := kind
+		k.Open = func(env southbound.Env, cfg any) (southbound.Listener, error) {
+			change(&env)
+			return kind.Open(env, cfg)
+		}
+		return k
+	}
+	return d
+}
+
+// reloading is an authenticator that lets something happen while a device logs in.
+type reloading struct {
+	auth.Authenticator
+	auth.Refresher
+	meanwhile func()
+}
+
+func (r reloading) Login(ctx context.Context, methods []string, c auth.Credentials) (auth.Identity, error) {
+	id, err := r.Authenticator.Login(ctx, methods, c)
+	r.meanwhile()
+	return id, err
+}
+
+func TestReloadWhileADeviceLogsIn(t *testing.T) {
+	reload := make(chan func(), 1)
+	b := southtest.Start(t, within(plain(func(c *Config) { c.Auth = []string{"password"} }), func(env *southbound.Env) {
+		env.Auth = reloading{env.Auth, env.Auth.(auth.Refresher), func() {
+			select {
+			case f := <-reload:
+				f()
+			default:
+			}
+		}}
+	}))
+	reload <- func() {
+		b.RemoveDevice("th-1")
+		b.Listener.(southbound.PolicyChanged).PolicyChanged()
+	}
+	secret := b.Secret("th-1")
+	w, _ := connect5(t, b, "x", func(c *packets5.Connect) {
+		c.UsernameFlag, c.Username, c.PasswordFlag, c.Password = true, "th-1", true, secret
+	})
+	w.closed(0x87)
+}

@@ -354,6 +354,13 @@ func (c *conn) disconnected(body []byte) error {
 	return errGone
 }
 
+// disown takes back the will of a device that is no longer known.
+func (c *conn) disown() {
+	c.session.mu.Lock()
+	c.quit = true
+	c.session.mu.Unlock()
+}
+
 // publish writes o to the client. It tells whether the client takes a packet of that size.
 func (c *conn) publish(o *outgoing, dup bool, now time.Time) bool { // session.mu held
 	p := o.packet(dup, now)

@@ -179,6 +179,7 @@ func (l *listener) accept(ctx context.Context, ln net.Listener) {
 func (l *listener) greet(ctx context.Context, nc net.Conn, g *guest) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(l.cfg.ConnectTimeout))
 	defer cancel()
+	rules := l.broker.rules.Load()
 	c, buf, err := l.login(ctx, nc)
 	if !l.lobby.leave(g) && err == nil {
 		err = errors.New("closed to make room")
@@ -202,7 +203,11 @@ func (l *listener) greet(ctx context.Context, nc net.Conn, g *guest) {
 		c.stopReading(&ending{code: packet.ServerShuttingDown, text: "the gateway stops"})
 	}
 	l.wg.Go(func() {
-		if c.reconsider() { // the rules may have changed while the session had no connection
+		hears := c.hears()
+		if l.broker.rules.Load() != rules { // since before the log-in, and PolicyChanged may have gone through conns already
+			hears = l.review(c)
+		}
+		if hears {
 			c.awake()
 		}
 		c.serve(l.ctx, buf)
@@ -351,17 +356,20 @@ func (l *listener) Disconnect(name string) (n int) {
 // PolicyChanged implements southbound.PolicyChanged.
 func (l *listener) PolicyChanged() {
 	l.broker.rules.Add(1)
-	refresher, _ := l.env.Auth.(auth.Refresher)
-	l.each(func(c *conn) {
-		if refresher != nil {
-			id, err := refresher.Refresh(l.ctx, *c.ident.Load())
-			if err != nil {
-				c.stopReading(&ending{code: packet.NotAuthorized, text: "the device is no longer known"})
-				return
-			}
-			c.ident.Store(&id)
-		}
-		c.reconsider()
-	})
+	l.each(func(c *conn) { l.review(c) })
 	l.broker.rules.Add(1) // what was looked up meanwhile may be for a former identity
+}
+
+// review looks up again who the device of a connection is, and what it may hear. It tells whether the session hears anything.
+func (l *listener) review(c *conn) bool {
+	if refresher, ok := l.env.Auth.(auth.Refresher); ok {
+		id, err := refresher.Refresh(l.ctx, *c.ident.Load())
+		if err != nil {
+			c.disown()
+			c.stopReading(&ending{code: packet.NotAuthorized, text: "the device is no longer known"})
+			return false
+		}
+		c.ident.Store(&id)
+	}
+	return c.reconsider()
 }

@@ -166,6 +166,14 @@ func (c *conn) reconsider() bool {
 	return len(s.subs) > 0
 }
 
+// hears tells whether the session hears anything.
+func (c *conn) hears() bool {
+	s := c.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.subs) > 0
+}
+
 // judge takes away what a session may no longer hear, and what waits for it because of that. A client that does not know it is
 // disconnected, so that it subscribes again and is told.
 func (c *conn) judge() { // session.mu held
