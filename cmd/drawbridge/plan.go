@@ -103,7 +103,7 @@ func (g *gateway) openListener(cfg *config.Config, c *config.Component) (*listen
 	l := &listener{component: c, bound: make(chan struct{})}
 	l.Listener, err = g.kinds.listeners[c.Type].Open(southbound.Env{
 		Name: c.Name, Log: g.log.With("listener", c.Name), Health: g.tracker.For("listener " + c.Name),
-		Keys: g.keys.For("listener " + c.Name), Auth: g.realm, Policy: g.realm, State: dir, Now: g.now,
+		Keys: g.keys.For("listener " + c.Name), Auth: g.realm, Policy: g.realm, State: dir, Now: g.now, Correct: g.clock.Correct,
 		Bound: l.isBound, Awake: g.bridge.Awake, Socket: g.socket(c.Name), Alive: l.alive,
 	}, c.Own)
 	if err != nil {

@@ -81,11 +81,15 @@ func (b *broker) retain(m *message, origin *session) *store {
 // testament publishes a will, as far as the rules still allow it.
 func (b *broker) testament(s *session, l *listener, w *will) {
 	id := auth.Identity{Device: s.device.name, Groups: w.groups}
+	now := l.now()
+	if m := *w.message; !m.expires.IsZero() { // it lasts from now on (section 3.1.3.2.4)
+		m.taken, m.expires = now, now.Add(m.expires.Sub(m.taken))
+		w = &will{message: &m, publish: w.publish, report: w.report, groups: w.groups}
+	}
 	if w.publish && l.env.Policy.Allowed(&id, auth.Publish, w.message.topic) {
 		b.route(w.message, s)
 	}
 	if w.report && l.env.Policy.Allowed(&id, auth.Report, "/"+w.message.topic) {
-		now := l.env.Now()
 		m := msg.Message{
 			ID: msg.NewID(now), Time: now, Expires: w.message.expires, Listener: l.env.Name, Device: s.device.name, Groups: w.groups,
 			Method: "POST", Resource: "/" + w.message.topic, Payload: w.message.payload,
@@ -134,7 +138,7 @@ func (b *broker) attach(c *conn, want *claim, welcome func(present bool)) packet
 	s.mu.Lock()
 	welcome(present)
 	s.move(c.l)
-	s.conn, s.expiry, s.will, s.since = c, want.expiry, want.will, c.l.env.Now()
+	s.conn, s.expiry, s.will, s.since = c, want.expiry, want.will, c.l.now()
 	s.connected.Store(true)
 	if present {
 		c.judge() // before what waits is sent
@@ -157,13 +161,13 @@ func (b *broker) vacate(c *conn, want *claim) (s *session, last *will, ok bool) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// A client id that has changed hands, where ids are free, brings nothing of its former owner along.
-	fresh := want.clean || s.expiry == 0 || s.over(c.l.env.Now()) || s.device.name != want.device
+	fresh := want.clean || s.expiry == 0 || s.over(c.l.now()) || s.device.name != want.device
 	if old := s.conn; old != nil {
 		if c.l.cfg.Takeover == "refuse" {
 			return nil, nil, false
 		}
 		old.stopReading(&ending{code: packet.SessionTakenOver, text: "another connection uses this client id"})
-		last = s.part(old, c.l.env.Now())
+		last = s.part(old, c.l.now())
 	}
 	if w := s.will; w != nil && fresh {
 		last = w // the session ends, and with it the delay (section 3.1.3.2.2)
@@ -252,7 +256,7 @@ func (s *session) detach(c *conn) {
 		b.mu.Unlock()
 		return
 	}
-	last := s.part(c, c.l.env.Now())
+	last := s.part(c, c.l.now())
 	if s.expiry == 0 {
 		b.drop(s)
 	} else {
@@ -267,12 +271,15 @@ func (s *session) detach(c *conn) {
 
 // over tells whether nobody has been connected for as long as the session lasts.
 func (s *session) over(now time.Time) bool { // s.mu held
-	return s.conn == nil && s.expiry != neverExpires && now.Sub(s.left) >= time.Duration(s.expiry)*time.Second
+	return s.conn == nil && s.expiry != neverExpires && s.home.passed(s.expiry, s.left, now)
 }
 
-// sweep publishes wills whose delay has run out and ends sessions that have expired.
+// sweep publishes wills whose delay has run out and ends sessions and retained messages that have expired.
 func (b *broker) sweep(l *listener) {
-	now := l.env.Now()
+	now := l.now()
+	for _, m := range b.topics.expire(now, func(m *message) bool { return l.expired(m, now) }) {
+		m.home.put(retainedKey(m.topic), nil)
+	}
 	var offline []*session
 	b.mu.RLock()
 	for _, s := range b.sessions {
@@ -287,7 +294,7 @@ func (b *broker) sweep(l *listener) {
 		var last *will
 		if s.conn == nil && !s.gone && s.home == l {
 			over := s.over(now)
-			if w := s.will; w != nil && (over || now.Sub(s.left) >= time.Duration(w.delay)*time.Second) {
+			if w := s.will; w != nil && (over || l.passed(w.delay, s.left, now)) {
 				last, s.will = w, nil
 				s.save()
 			}
@@ -323,7 +330,7 @@ func (b *broker) evict(s *session, l *listener) bool {
 	if mine {
 		if s.conn != nil {
 			s.conn.stopReading(&ending{code: packet.AdministrativeAction, text: "disconnected by the operator"})
-			last = s.part(s.conn, l.env.Now())
+			last = s.part(s.conn, l.now())
 		}
 		b.drop(s)
 	}

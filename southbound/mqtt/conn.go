@@ -363,7 +363,7 @@ func (c *conn) disown() {
 
 // publish writes o to the client. It tells whether the client takes a packet of that size.
 func (c *conn) publish(o *outgoing, dup bool, now time.Time) bool { // session.mu held
-	p := o.packet(dup, now)
+	p := o.packet(dup, c.l.endOf(o.message), now)
 	topic := o.topic
 	alias, fresh := c.alias(o.topic)
 	if alias != 0 {

@@ -138,7 +138,7 @@ func (l *listener) admit(ctx context.Context, c *conn, p *packet.ConnectPacket, 
 	if p.Will != nil {
 		topic := string(p.Will.Topic)
 		want.will = &will{
-			message: newMessage(topic, p.Will.Payload, p.Will.QoS, p.Will.Retain, &p.Will.Props, l.env.Now()),
+			message: newMessage(topic, p.Will.Payload, p.Will.QoS, p.Will.Retain, &p.Will.Props, l.now()),
 			delay:   p.Will.Props.WillDelay, groups: id.Groups,
 			publish: topic[0] != '$' && l.env.Policy.Allowed(&id, auth.Publish, topic),
 			report:  l.env.Policy.Allowed(&id, auth.Report, "/"+topic),

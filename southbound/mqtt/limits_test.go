@@ -122,3 +122,30 @@ func TestWhoDoesNotReadIsNotRead(t *testing.T) {
 		<-ended
 	})
 }
+
+func TestRetainedMessagesThatHaveEndedMakeRoom(t *testing.T) {
+	b := southtest.Start(t, plain(func(c *Config) { c.MaxRetained = 1 }))
+	w, _ := connect5(t, b, "w", nil)
+	retain := func(topic string, p *packets5.Properties) {
+		w.send(&packets5.Publish{Topic: topic, QoS: 1, PacketID: 1, Retain: true, Payload: []byte("x"), Properties: orNone(p)})
+		expect[*packets5.Puback](w)
+	}
+	retain("a", &packets5.Properties{MessageExpiry: ptr(uint32(1))})
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		was := dropped(b)
+		retain("b", nil)
+		if dropped(b) == was {
+			return
+		}
+	}
+	t.Error("a retained message that has ended takes the place of others")
+}
+
+// TestLargestMaximumPacketSize: what clients say that bear any packet does not fit into an int of 32 bits.
+func TestLargestMaximumPacketSize(t *testing.T) {
+	b := southtest.Start(t, plain(nil))
+	w, _ := connect5(t, b, "w", func(c *packets5.Connect) { c.Properties.MaximumPacketSize = ptr(uint32(0xffffffff)) })
+	w.subscribe("a", 1)
+	w.publish("a", "x", 1, 1, nil)
+	w.hears("a", "x")
+}

@@ -13,6 +13,7 @@ type message struct {
 	payload []byte
 	qos     byte
 	retain  bool
+	taken   time.Time          // of one that expires: when the gateway took it
 	expires time.Time          // zero: never
 	props   *packet.Properties // what MQTT 5 passes on with a message; nil: nothing
 	home    *store             // of a retained message: where it is kept
@@ -25,7 +26,7 @@ const passedOn = 1<<packet.PayloadFormat | 1<<packet.ContentType | 1<<packet.Res
 func newMessage(topic string, payload []byte, qos byte, retain bool, p *packet.Properties, now time.Time) *message {
 	m := &message{topic: topic, payload: bytes.Clone(payload), qos: qos, retain: retain}
 	if p.Has.Is(packet.MessageExpiry) {
-		m.expires = now.Add(time.Duration(p.MessageExpiry) * time.Second)
+		m.taken, m.expires = now, now.Add(time.Duration(p.MessageExpiry)*time.Second)
 	}
 	if p.Has&passedOn != 0 {
 		m.props = &packet.Properties{
@@ -39,8 +40,6 @@ func newMessage(topic string, payload []byte, qos byte, retain bool, p *packet.P
 	}
 	return m
 }
-
-func (m *message) expired(now time.Time) bool { return !m.expires.IsZero() && !now.Before(m.expires) }
 
 // size is what the message weighs in a queue.
 func (m *message) size() int {
@@ -69,14 +68,14 @@ type outgoing struct {
 	command *command // who waits for the acknowledgement; nil for what devices say to each other
 }
 
-// packet makes the PUBLISH. The properties are those of this delivery.
-func (o *outgoing) packet(dup bool, now time.Time) packet.PublishPacket {
+// packet makes the PUBLISH of a message that ends at end. The properties are those of this delivery.
+func (o *outgoing) packet(dup bool, end, now time.Time) packet.PublishPacket {
 	p := packet.PublishPacket{Dup: dup, Retain: o.keep, QoS: o.level, ID: o.id, Payload: o.payload}
 	if o.props != nil {
 		p.Props = *o.props
 	}
-	if !o.expires.IsZero() {
-		p.Props.MessageExpiry = uint32(max(1, (o.expires.Sub(now)+time.Second-1)/time.Second))
+	if !end.IsZero() {
+		p.Props.MessageExpiry = uint32(max(1, (end.Sub(now)+time.Second-1)/time.Second))
 		p.Props.Has.Add(packet.MessageExpiry)
 	}
 	p.Props.SubscriptionIDs = o.ids

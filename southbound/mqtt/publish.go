@@ -58,7 +58,7 @@ func (c *conn) published(h packet.Header, body []byte) error {
 		e.code = packet.NotAuthorized
 		e.refusal = &msg.Refusal{Reason: msg.Denied, Why: "no rule allows this device to publish or report here"}
 	case c.topic.publish:
-		e.message = newMessage(c.topic.topic, p.Payload, p.QoS, p.Retain, &p.Props, c.l.env.Now())
+		e.message = newMessage(c.topic.topic, p.Payload, p.QoS, p.Retain, &p.Props, c.l.now())
 	}
 	e.uplink = !reply && e.code == packet.Success && c.topic.report
 	// A client of 3.1.1 knows no maximum, but has no reason either to leave so many QoS 2 publishes without PUBREL.
@@ -85,7 +85,7 @@ func (c *conn) publishedQoS0(p *packet.PublishPacket) {
 	}
 	if c.topic.publish {
 		c.letOthersBeRead()
-		_, _ = c.l.broker.route(newMessage(c.topic.topic, p.Payload, 0, p.Retain, &p.Props, c.l.env.Now()), c.session)
+		_, _ = c.l.broker.route(newMessage(c.topic.topic, p.Payload, 0, p.Retain, &p.Props, c.l.now()), c.session)
 	}
 	if c.topic.report {
 		c.in.enter(max(c.l.cfg.ReceiveMaximum, 1000), c.stopped)

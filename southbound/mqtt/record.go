@@ -48,6 +48,7 @@ type messageRecord struct {
 	Reply   []byte                `cbor:"9,keyasint,omitempty"`
 	Corr    []byte                `cbor:"10,keyasint,omitempty"`
 	User    []packet.UserProperty `cbor:"11,keyasint,omitempty"`
+	Taken   int64                 `cbor:"12,keyasint,omitempty"` // Unix milliseconds; of a message that expires
 }
 
 type outgoingRecord struct {
@@ -97,7 +98,7 @@ func encode(record any) []byte {
 func (m *message) record() messageRecord {
 	r := messageRecord{Topic: m.topic, Payload: m.payload, QoS: m.qos, Retain: m.retain}
 	if !m.expires.IsZero() {
-		r.Expires = m.expires.UnixMilli()
+		r.Taken, r.Expires = m.taken.UnixMilli(), m.expires.UnixMilli()
 	}
 	if p := m.props; p != nil {
 		r.Has, r.Format, r.Type, r.Reply, r.Corr, r.User = uint64(p.Has), p.PayloadFormat, p.ContentType, p.ResponseTopic, p.Correlation, p.User
@@ -108,7 +109,7 @@ func (m *message) record() messageRecord {
 func (r *messageRecord) message() *message {
 	m := &message{topic: r.Topic, payload: r.Payload, qos: r.QoS, retain: r.Retain}
 	if r.Expires != 0 {
-		m.expires = time.UnixMilli(r.Expires)
+		m.taken, m.expires = time.UnixMilli(r.Taken), time.UnixMilli(r.Expires)
 	}
 	if r.Has != 0 {
 		m.props = &packet.Properties{PayloadFormat: r.Format, ContentType: r.Type, ResponseTopic: r.Reply, Correlation: r.Corr, User: r.User}
@@ -145,13 +146,13 @@ func (b *broker) load(l *listener) error {
 	queued := map[string][]*outgoing{}
 	received := map[string][]uint16{}
 	var orphans []string
-	now := l.env.Now()
+	now := l.now()
 	err := l.store.each(func(key, value []byte) error {
 		kind, rest := key[0], key[1:]
 		if kind == ofRetained {
 			var r messageRecord
 			if cbor.Unmarshal(value, &r) == nil {
-				if m := r.message(); !m.expired(now) {
+				if m := r.message(); !l.expired(m, now) {
 					m.home = l.store
 					b.topics.keep(m, math.MaxInt, math.MaxInt64)
 					return nil
@@ -213,7 +214,7 @@ func (b *broker) restore(l *listener, key string, r *sessionRecord, queue []*out
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.home, s.expiry, s.recorded = l, r.Expiry, true
-	s.left = l.env.Now()
+	s.left = l.now()
 	if r.Left != 0 {
 		s.left = time.UnixMilli(r.Left)
 	}

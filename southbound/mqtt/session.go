@@ -146,7 +146,7 @@ func (s *session) pump() { // s.mu held
 	if c == nil || len(s.queue) == 0 {
 		return
 	}
-	now := c.l.env.Now()
+	now := c.l.now()
 	n := 0
 	for _, o := range s.queue {
 		if o.kept && o.seq > s.storedTo || o.level > 0 && len(s.inflight) >= c.peerReceive || !c.out.hasRoom() {
@@ -154,7 +154,7 @@ func (s *session) pump() { // s.mu held
 		}
 		n++
 		s.weigh(-o.size())
-		if o.expired(now) {
+		if c.l.expired(o.message, now) {
 			s.forget(o)
 			continue
 		}
@@ -322,7 +322,7 @@ func (s *session) move(to *listener) { // s.mu held
 
 // resume sends again, in order, what a former connection left unacknowledged, then what waits.
 func (s *session) resume() { // s.mu held
-	now := s.conn.l.env.Now()
+	now := s.conn.l.now()
 	for _, o := range s.inflight {
 		if o.release {
 			s.conn.out.append(func(b []byte) []byte {

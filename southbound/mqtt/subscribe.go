@@ -104,14 +104,14 @@ func (c *conn) mayHear(sub *subscription) packet.Code { // session.mu held
 
 // sendRetained queues what is retained on the topics that sub matches.
 func (s *session) sendRetained(sub *subscription) { // s.mu held
-	now := s.home.env.Now()
+	now := s.home.now()
 	var ids []uint32
 	if sub.id != 0 {
 		ids = []uint32{sub.id}
 	}
 	var all []*message
 	s.broker.topics.kept(sub.filter, func(m *message) {
-		if !m.expired(now) {
+		if !s.home.expired(m, now) {
 			all = append(all, m)
 		}
 	})

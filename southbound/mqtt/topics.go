@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
 )
@@ -33,6 +34,8 @@ type topics struct {
 	root     level // guarded by mu
 	retained int   // guarded by mu: how many messages are retained
 	octets   int64 // guarded by mu: what they weigh
+
+	soonest time.Time // guarded by mu: no retained message expires before; zero: none expires
 }
 
 type level struct {
@@ -241,7 +244,38 @@ func (t *topics) keep(m *message, limit int, octets int64) (old *message, ok boo
 	}
 	t.weigh(old, m)
 	l.retained = m
+	t.expect(m)
 	return old, true
+}
+
+// expect has m looked at when it may have expired.
+func (t *topics) expect(m *message) { // t.mu held
+	if !m.expires.IsZero() && (t.soonest.IsZero() || m.expires.Before(t.soonest)) {
+		t.soonest = m.expires
+	}
+}
+
+// expire takes away the retained messages that have expired, and gives them.
+func (t *topics) expire(now time.Time, expired func(*message) bool) (ended []*message) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.soonest.IsZero() || now.Before(t.soonest) {
+		return nil
+	}
+	t.soonest = time.Time{}
+	see := func(m *message) {
+		if expired(m) {
+			ended = append(ended, m)
+		} else {
+			t.expect(m)
+		}
+	}
+	collect(&t.root, "#", false, see)
+	for _, m := range ended {
+		t.root.prune(m.topic, func(l *level) { l.retained = nil })
+		t.weigh(m, nil)
+	}
+	return ended
 }
 
 // clear takes away what is retained on a topic and gives it.
