@@ -2,7 +2,9 @@ package azure
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -330,14 +332,15 @@ func (f *fleet) notConnected(l *lane, err error) {
 	f.mu.Lock()
 	alone := f.up == 0
 	var dead []*letter
-	if msg.IsPermanent(err) {
+	refused := msg.IsPermanent(err) && !stranger(err)
+	if refused {
 		dead, l.queue = l.queue, nil
 		f.refused[l.device] = true
 	}
 	f.mu.Unlock()
 	switch {
 	case f.work.Err() != nil:
-	case msg.IsPermanent(err):
+	case refused:
 		f.c.env.Health.Fail(&DevicesRefused, fmt.Errorf("%s: %w", l.device, err))
 		for _, x := range dead {
 			f.tell(x, err)
@@ -345,6 +348,13 @@ func (f *fleet) notConnected(l *lane, err error) {
 	case alone:
 		f.fail(err)
 	}
+}
+
+// stranger tells whether it was not the hub that was met: then it has refused nobody.
+func stranger(err error) bool {
+	_, unverified := errors.AsType[*tls.CertificateVerificationError](err)
+	_, plain := errors.AsType[tls.RecordHeaderError](err)
+	return unverified || plain
 }
 
 // serve gives the lane's letters to the session until it ends.

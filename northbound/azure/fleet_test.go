@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -167,5 +168,47 @@ func TestEachDeviceHasItsOwnCertificate(t *testing.T) {
 	}
 	if n := len(h.Messages()); n != 6 {
 		t.Errorf("%d reports arrived", n)
+	}
+}
+
+// Somebody between us and the hub, such as a captive portal, is no refusal of a device.
+func TestWhatStandsInTheWayKillsNoReport(t *testing.T) {
+	h := northtest.NewHub(t, key)
+	h.Group = true
+	other := northtest.NewCA(t).Server(t)
+	var between atomic.Bool
+	var met atomic.Int32
+	own := h.CA.Server(t)
+	own.ClientAuth, other.ClientAuth = tls.NoClientCert, tls.NoClientCert
+	own.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		if !between.Load() {
+			return nil, nil
+		}
+		met.Add(1)
+		return other, nil
+	}
+	h.Listen(t, own)
+	s := dial(t, connector(t, h.Broker, nil, func(c *azure.Config) {
+		bySAS(c)
+		c.Group, c.Identities, c.ConnectRate = true, "device", 1000
+	}), &northtest.Downlink{})
+	send := func(batch []msg.Publication) *northtest.Outcome {
+		o := northtest.NewOutcome(len(batch))
+		if err := s.Send(t.Context(), batch, o.Done); err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	send(from(1, "th-1")).Await(t)
+	between.Store(true)
+	batch := from(5, "th-2", "th-3")
+	o := send(batch)
+	northtest.Await(t, "them to meet somebody else", func() bool { return met.Load() >= 2 })
+	between.Store(false)
+	o.Await(t)
+	for i := range batch {
+		if n, err := o.Err(i); n != 1 || err != nil {
+			t.Errorf("%s: done %d times, %v", batch[i].Payload, n, err)
+		}
 	}
 }
