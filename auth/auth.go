@@ -118,7 +118,7 @@ type CommandScope interface {
 }
 
 // Refresher is the ability of an Authenticator to look up again, after a reload, who a live session's device is now:
-// its groups and whether it sleeps. ErrUnknown where the device or its credential is no longer there.
+// its groups and whether it sleeps. ErrUnknown where the device or its credential is no longer there; never for the method "none".
 type Refresher interface {
 	Refresh(ctx context.Context, id Identity) (Identity, error)
 }

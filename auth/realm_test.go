@@ -301,6 +301,21 @@ func TestAnonymous(t *testing.T) {
 	}
 }
 
+// Who is named on a listener that asks for no credential is in the groups that the file puts that name in.
+func TestNobodyProven(t *testing.T) {
+	b := newBench(t, "[device.free]\ngroups = [\"g\"]\nsleepy = true\n[device.guarded]\ngroups = [\"g\"]\npsk = \"file:p\"\n", map[string]string{"p": "k"})
+	for device, want := range map[string]auth.Identity{
+		"free":      {Groups: []string{"g"}, Sleepy: true},
+		"guarded":   {Groups: []string{"g"}},
+		"anonymous": {},
+	} {
+		id, err := b.realm.Refresh(t.Context(), auth.Identity{Device: device, Method: "none"})
+		if err != nil || id.Device != device || !slices.Equal(id.Groups, want.Groups) || id.Sleepy != want.Sleepy {
+			t.Errorf("%s: %+v, %v", device, id, err)
+		}
+	}
+}
+
 func TestLookup(t *testing.T) {
 	b := newBench(t, strings.Replace(certFile, "FINGERPRINT", strings.Repeat("ab", 32), 1), map[string]string{"keyed.psk": "k"})
 	if id, ok := b.realm.Lookup("press-3"); !ok || !slices.Equal(id.Groups, []string{"press"}) {

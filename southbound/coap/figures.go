@@ -158,10 +158,11 @@ func (l *listener) Disconnect(device string) int {
 // PolicyChanged implements southbound.PolicyChanged: sessions learn who their device is now; those of devices that are gone end.
 func (l *listener) PolicyChanged() {
 	refresher, ok := l.env.Auth.(auth.Refresher)
-	if !ok || l.cfg.uses("none") {
+	if !ok {
 		return
 	}
 	l.mu.Lock()
+	l.rules++
 	ctx := l.ctx
 	ids := map[*session]auth.Identity{}
 	for _, list := range l.byDevice {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,10 +107,11 @@ func TestLibcoapClients(t *testing.T) {
 
 func TestLibcoapClientWithoutDTLS(t *testing.T) {
 	b := southtest.Start(t, inTheClear(driver()))
-	for query, device := range map[string]string{"": "anonymous", "?device=th-9&x=1": "th-9"} {
+	// th-1 is a device that the file knows, and puts into a group.
+	for query, device := range map[string]string{"": "anonymous", "?device=th-9&x=1": "th-9", "?device=th-1": "th-1"} {
 		out := run(t, "coap-client-notls", "-v", "6", "-m", "post", "-e", "1", fmt.Sprintf("coap://%s/a/b%s", b.Addr, query))
 		got := b.Up.Messages()
-		if m := got[len(got)-1]; !strings.Contains(out, "2.04") || m.Device != device || m.Resource != "/a/b" {
+		if m := got[len(got)-1]; !strings.Contains(out, "2.04") || m.Device != device || m.Resource != "/a/b" || slices.Contains(m.Groups, "thermostat") != (device == "th-1") {
 			t.Errorf("%q: %s; %+v", query, out, m)
 		}
 	}

@@ -206,9 +206,20 @@ func (t *turn) rename(s *session, device string) {
 		return
 	}
 	t.l.unname(s)
-	s.id = &auth.Identity{Device: device, Method: "none"}
+	s.id = t.l.named(device)
 	t.l.byDevice[device] = append(t.l.byDevice[device], s)
 	t.rewatch(s)
+}
+
+// named gives the device of a name that nobody has proven, in the groups that the file puts it in.
+func (l *listener) named(device string) *auth.Identity {
+	id := auth.Identity{Device: device, Method: "none"}
+	if r, ok := l.env.Auth.(auth.Refresher); ok {
+		if known, err := r.Refresh(l.ctx, id); err == nil {
+			id = known
+		}
+	}
+	return &id
 }
 
 // evict makes room: among some, that association goes which is worth least. One whose device has a newer one is worth less than any device's only one;
