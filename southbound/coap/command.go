@@ -133,27 +133,23 @@ func (l *listener) Deliver(ctx context.Context, m msg.Message) (msg.Reply, error
 		return o.reply, o.err
 	case <-ctx.Done():
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	t = l.begin(time.Now())
+	defer l.end(t)
 	select {
 	case o := <-c.result:
 		return o.reply, o.err
 	default:
 	}
-	l.withdraw(c)
+	t.withdraw(c)
 	return msg.Reply{}, context.Cause(ctx)
 }
 
-// withdraw takes back a command that nobody waits for any more.
-func (l *listener) withdraw(c *command) {
+// withdraw takes back a command that nobody waits for any more, so that those behind it can go.
+func (t *turn) withdraw(c *command) {
 	c.ended = true
-	if c.sent != nil {
-		l.untrack(c.sent)
-	}
-	for _, s := range l.byDevice[c.m.Device] {
-		if s.talk != nil {
-			s.talk.commands = slices.DeleteFunc(s.talk.commands, func(o *command) bool { return o == c })
-		}
+	for _, s := range slices.Clone(t.l.byDevice[c.m.Device]) {
+		t.drop(s, c)
+		t.next(s)
 	}
 }
 

@@ -234,3 +234,31 @@ func TestObservationEndsWhenTheDeviceSaysSo(t *testing.T) {
 		t.Errorf("sent %+v", req)
 	}
 }
+
+func TestCommandBehindOneThatIsTakenBackGoesAtOnce(t *testing.T) {
+	w := newWire(t, nil)
+	w.feed([]byte{0x40, 0, 0, 1})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := w.l.Deliver(ctx, setpoint("21"))
+		ended <- err
+	}()
+	for w.queued("anonymous") == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	second := w.deliver(setpoint("22"))
+	cancel()
+	if err := <-ended; err == nil {
+		t.Fatal("the first was delivered")
+	}
+	list := w.take()
+	last := list[len(list)-1]
+	if string(last.payload) != "22" {
+		t.Fatalf("sent %q last", last.payload)
+	}
+	w.feed(w.answer(ack, 2<<5|4, last.mid, last.token, ""))
+	if r, err := second(); err != nil || r.Status != msg.Done {
+		t.Errorf("second reply %+v, %v", r, err)
+	}
+}
