@@ -71,6 +71,7 @@ type listener struct {
 	mu         sync.Mutex // guards all below, every session and every half but its hs
 	serving    bool
 	ctx        context.Context // of Serve, for PolicyChanged
+	rules      uint64          // counts the calls of PolicyChanged
 	up         southbound.Uplink
 	sock       socket
 	sources    map[netip.Addr][]byte // see from

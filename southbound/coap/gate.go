@@ -20,6 +20,7 @@ type half struct {
 	addr    netip.AddrPort
 	local   netip.Addr // what the client has sent to
 	cid     dtls.CID
+	rules   uint64   // see listener
 	inbox   [][]byte // datagrams for the worker
 	workers chan<- *half
 	queued  bool // a worker has it or will
@@ -103,7 +104,7 @@ func (t *turn) hello(h *dtls.Hello, from netip.AddrPort) {
 		l.env.Health.Set(&handshakesFull, "")
 		l.giveUp()
 	}
-	n := &half{addr: from, local: t.local, hello: bytes.Clone(h.Bytes()), cid: dtls.NewCID(), born: t.now, wait: time.Second, again: t.now.Add(time.Hour)}
+	n := &half{addr: from, local: t.local, hello: bytes.Clone(h.Bytes()), cid: dtls.NewCID(), rules: l.rules, born: t.now, wait: time.Second, again: t.now.Add(time.Hour)}
 	for l.byCID[n.cid] != nil || l.halfCID[n.cid] != nil {
 		n.cid = dtls.NewCID()
 	}
@@ -246,8 +247,14 @@ func (t *turn) conclude(h *half, flight [][]byte, err error) {
 func (l *listener) establish(h *half, conn *dtls.Conn, id *auth.Identity, flight, rest [][]byte) {
 	t := l.begin(time.Now())
 	if !h.dead && l.serving {
-		t.putAll(flight, h.addr, h.local)
 		l.drop(h)
+		if id = l.current(id, h.rules); id == nil {
+			l.count.handshakesFailed.Add(1)
+			l.count.fail("unknown-device")
+			l.end(t)
+			return
+		}
+		t.putAll(flight, h.addr, h.local)
 		l.count.handshakesOK.Add(1)
 		l.env.Health.Clear(&keyUnavailable)
 		s := &session{conn: conn, addr: h.addr, local: h.local, id: id, since: t.now, seen: t.now, credit: unlimited, slot: noSlot}
@@ -260,6 +267,23 @@ func (l *listener) establish(h *half, conn *dtls.Conn, id *auth.Identity, flight
 		l.awake(id)
 	}
 	l.end(t)
+}
+
+// current gives who a device is whose credential was looked up when rules stood there: a reload meanwhile has not seen it. It is nil where the
+// device is no longer known.
+func (l *listener) current(id *auth.Identity, rules uint64) *auth.Identity {
+	r, ok := l.env.Auth.(auth.Refresher)
+	if !ok || rules == l.rules {
+		return id
+	}
+	fresh, err := r.Refresh(l.ctx, *id)
+	switch {
+	case errors.Is(err, auth.ErrUnknown) || err == nil && fresh.Device != id.Device:
+		return nil
+	case err != nil:
+		return id
+	}
+	return &fresh
 }
 
 // failed counts a handshake that came to nothing.

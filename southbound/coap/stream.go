@@ -182,6 +182,9 @@ func (l *listener) listenStream(ctx context.Context) (net.Listener, error) {
 
 // greet does the TLS handshake, where there is one, and makes the session.
 func (l *listener) greet(ctx context.Context, c net.Conn, from netip.AddrPort) (*session, error) {
+	l.mu.Lock()
+	rules := l.rules
+	l.mu.Unlock()
 	id := &auth.Identity{Device: "anonymous", Method: "none"}
 	st := &stream{conn: c, kick: make(chan struct{}, 1), peerMax: defaultMessage, drained: make(chan struct{})}
 	if l.clientCAs != nil {
@@ -211,9 +214,13 @@ func (l *listener) greet(ctx context.Context, c net.Conn, from netip.AddrPort) (
 		id = &fresh
 		l.env.Health.Clear(&keyUnavailable)
 	}
+	t := l.begin(time.Now())
+	if id = l.current(id, rules); id == nil {
+		l.end(t)
+		return nil, auth.ErrUnknown
+	}
 	l.count.handshakesOK.Add(1)
 	s := &session{stream: st, addr: from, id: id, credit: unlimited, slot: noSlot}
-	t := l.begin(time.Now())
 	s.since, s.seen = t.now, t.now
 	size := uint32(l.cfg.MaxPayload) + maxStreamOptions
 	t.signal(s, codes.CSM, nil, uintOption(optMaxMessageSize, size), message.Option{ID: optBlockWise}) // first, also before commands that wait
