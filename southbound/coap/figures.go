@@ -18,7 +18,7 @@ import (
 // What can be wrong with a listener.
 var (
 	keyUnavailable = health.Code{
-		Name: "coap-key-unavailable", Title: "devices with certificates cannot connect: the server's key does not sign", Severity: health.Failing,
+		Name: "coap-key-unavailable", Title: "devices cannot connect: a key that their handshake takes cannot be used", Severity: health.Failing,
 		Hint: "look at the key with `drawbridge keys list` and at its chip with `drawbridge doctor`",
 	}
 	handshakesFull = health.Code{
@@ -185,6 +185,7 @@ func (l *listener) PolicyChanged() {
 	for s, id := range fresh {
 		switch {
 		case s.dead || !l.serving:
+		case s.anyone() && id != nil && id.Device != s.id.Device: // named anew since, by the new rules
 		case id == nil || id.Device != s.id.Device:
 			t.bye(s)
 		default:
