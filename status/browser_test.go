@@ -134,7 +134,7 @@ func see(t *testing.T, ctx context.Context, what, expression string) {
 	t.Helper()
 	script := "(() => { try { return !!(" + expression + ") } catch { return false } })()"
 	var err error
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		var yes bool
 		// While a page is being left there is nothing to ask.
 		if yes, err = chromedp.Run(ctx, chromedp.Evaluate[bool](script)); err == nil && yes {

@@ -15,8 +15,8 @@ import (
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 
-	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/northbound/northtest"
+	"github.com/drawbridge/drawbridge/status/pagetest"
 )
 
 // window is a page in a real browser.
@@ -27,14 +27,7 @@ type window struct {
 
 func openWindow(t *testing.T, more ...chromedp.ExecAllocatorOption) *window {
 	t.Helper()
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(more, chromedp.Headless, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.NoSandbox,
-		chromedp.WSURLReadTimeout(time.Minute), chromedp.ExecPath(needs.Program(t, "chromium")))...)
-	t.Cleanup(cancel)
-	ctx, cancel = chromedp.NewContext(ctx)
-	t.Cleanup(cancel)
-	ctx, cancel = context.WithTimeout(ctx, 10*time.Minute)
-	t.Cleanup(cancel)
-	return &window{t, ctx}
+	return &window{t, pagetest.Browser(t, more...)}
 }
 
 func (w *window) do(steps ...chromedp.Action[chromedp.Void]) {
@@ -48,7 +41,7 @@ func (w *window) do(steps ...chromedp.Action[chromedp.Void]) {
 func (w *window) see(what, expression string) {
 	w.Helper()
 	script := "(() => { try { return !!(" + expression + ") } catch { return false } })()"
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		// While a page is being left there is nothing to ask.
 		if yes, err := chromedp.Run(w.ctx, chromedp.Evaluate[bool](script)); err == nil && yes {
 			return
