@@ -166,7 +166,7 @@ var (
 	}{
 		{401, 401, Meaning{Name: "http-401", Stays: true, What: "the server does not take this gateway's credentials (401)",
 			Hint: "look at the token, secret or key that this table names; has it ended or been changed there?"}},
-		{403, 403, Meaning{Name: "http-403", Stays: true, What: "the server knows this gateway, or does not want to, and forbids it (403)",
+		{403, 403, Meaning{Name: "http-403", Stays: true, What: "the server forbids this gateway to do that (403)",
 			Hint: "look at the gateway's rights there; an allow-list of addresses says so too"}},
 		{404, 404, Meaning{Name: "http-404", Stays: true, What: "the server has nothing at this path (404)", Hint: "look at the path of the URL in the file"}},
 		{429, 429, Meaning{Name: "http-429", What: "the server takes fewer requests than these (429)", Hint: "it is asked again later; raise the limit there, or send less often"}},

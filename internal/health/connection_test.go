@@ -148,7 +148,7 @@ func TestErrorsOfAnswers(t *testing.T) {
 		stays      bool
 	}{
 		401: {"the server does not take this gateway's credentials (401)", "token, secret or key", true},
-		403: {"the server knows this gateway, or does not want to, and forbids it (403)", "rights", true},
+		403: {"the server forbids this gateway to do that (403)", "rights", true},
 		404: {"the server has nothing at this path (404)", "path of the URL", true},
 		429: {"the server takes fewer requests than these (429)", "less often", false},
 		503: {"the server has a fault of its own, or is overloaded (503)", "asked again", false},
