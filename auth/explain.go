@@ -32,7 +32,7 @@ var refusals = map[string]*health.Meaning{
 	"unsupported_grant_type": {Name: "token-grant-unknown", Stays: true, What: "the issuer does not know the grant {grant}",
 		Hint: "look at `grant` of {table}: its discovery document names those that it has"},
 	"invalid_request": {Name: "token-request", Stays: true, What: "the issuer misses something in the request for a token, or takes exception to it",
-		Hint: "its answer says what: look at `scopes`, `client_auth` and `params` of {table}"},
+		Hint: "its answer says what: look at `grant`, `scopes`, `client_auth` and `params` of {table}"},
 	"invalid_dpop_proof": {Name: "token-proof", Stays: true, What: "the issuer does not take the proof that this gateway holds the key {key}",
 		Hint: "look at `dpop` and `key` of {table}: the issuer wants an algorithm that it knows, ES256 at best, and a clock that is right"},
 	"access_denied": {Name: "token-denied", Stays: true, What: "the issuer, or who was asked there, has denied client {client} the token",
@@ -203,6 +203,9 @@ var (
 		Hint: "have the device ask {issuer} for a token for this gateway, or look at `audience` of [issuer.{name}]"}
 	tokenKey = health.Meaning{Name: "brought-token-key", What: "no key of {issuer} has signed the token; it names the key {kid}",
 		Hint: "is it a token of that issuer, and of this week? `jwks_uri` in its discovery document lists the keys that it has"}
+	unenrolled = health.Meaning{Name: "token-unenrolled", What: "nobody has allowed this gateway at the issuer yet", Hint: "drawbridge enroll {token}"}
+	noRefresh  = health.Meaning{Name: "token-no-refresh", Stays: true, What: "the issuer gave no refresh token",
+		Hint: "ask for one in {table}: `scopes = [\"openid\", \"offline_access\"]`; the client must be allowed the grant type refresh_token"}
 	issuerName = health.Meaning{Name: "issuer-name", Stays: true, What: "the issuer calls itself {discovered}, and the file says {provided}",
 		Hint: "write it in the file as the issuer does, to the last slash"}
 )

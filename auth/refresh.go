@@ -15,6 +15,7 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/health"
 )
 
 // errNotEnrolled is returned where a refresh token is wanted and none was ever given.
@@ -42,7 +43,7 @@ func (s *Source) kept(ctx context.Context) (string, error) {
 	sealed, err := os.ReadFile(s.path())
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", hwcrypto.WithHint(errNotEnrolled, "drawbridge enroll "+s.name)
+		return "", unenrolled.Of(errNotEnrolled, health.Values{"token": s.name})
 	case err != nil:
 		return "", fmt.Errorf("refresh token: %w", err)
 	}
@@ -151,7 +152,7 @@ func (s *Source) enroll(ctx context.Context, points *endpoints, prompt func(Devi
 		e, _ := errors.AsType[*TokenError](err)
 		switch {
 		case err == nil && got.refresh == "":
-			return hwcrypto.WithHint(errors.New("the issuer gave no refresh token"), `scopes = ["openid", "offline_access"] asks for one`)
+			return noRefresh.Of(errors.New("the issuer gave no refresh token"), health.Values{"table": "[token." + s.name + "]"})
 		case err == nil:
 			return s.keep(ctx, got.refresh)
 		case e != nil && e.Code == "slow_down":
