@@ -70,6 +70,9 @@ func (k *checker) check() {
 		if a.Key != "" && c.Keys[a.Key] == nil {
 			k.noSuch(a, "key", -1, "key", a.Key, sortedKeys(c.Keys))
 		}
+		if a.Timeout <= 0 {
+			k.at(a, "timeout", "timeout: nobody answers within %s", a.Timeout)
+		}
 	}
 	if !k.open() {
 		k.groups = c.groups()
@@ -265,10 +268,11 @@ func (k *checker) devices() {
 			}
 		}
 		if d.Cert != "" {
-			if other, taken := certs[d.Cert]; taken {
+			cert := certName(d.Cert)
+			if other, taken := certs[cert]; taken {
 				k.at(d, "cert", "device %q: %q has the same certificate name", name, other)
 			}
-			certs[d.Cert] = name
+			certs[cert] = name
 		}
 		for i, g := range d.Groups {
 			if g == "" {
@@ -276,6 +280,19 @@ func (k *checker) devices() {
 			}
 		}
 	}
+	for _, name := range byLine { // a device without cert shows one with its own name
+		if other, taken := certs[certName(name)]; taken && other != name && c.Devices[name].Cert == "" {
+			k.at(c.Devices[other], "cert", "device %q: the certificate name %q is that of the device %q", other, c.Devices[other].Cert, name)
+		}
+	}
+}
+
+// certName gives what two devices may not share: letters of either case are the same in names, and colons mean nothing in fingerprints.
+func certName(cert string) string {
+	if fp, ok := strings.CutPrefix(cert, "sha256:"); ok {
+		cert = "sha256:" + strings.ReplaceAll(fp, ":", "")
+	}
+	return strings.ToLower(cert)
 }
 
 func (k *checker) given(entry any, key string) bool { return k.c.entries[entry].child(key) != nil }

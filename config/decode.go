@@ -3,6 +3,7 @@ package config
 import (
 	"encoding"
 	"fmt"
+	"math"
 	"reflect"
 	"strconv"
 	"strings"
@@ -211,7 +212,7 @@ func (d *decoder) plain(n *node, v reflect.Value, key string, wrong func(string)
 			return wrong("a number")
 		}
 		x, err := strconv.ParseFloat(strings.ReplaceAll(n.text, "_", ""), 64)
-		if err != nil {
+		if err != nil || math.IsNaN(x) || math.IsInf(x, 0) {
 			d.errorAt(n.pos, "", "%s: bad number %s", key, n.text)
 			return false
 		}
