@@ -58,32 +58,15 @@ func open(t testing.TB, env northbound.Env, c *aws.Config) northbound.Connector 
 	return conn
 }
 
-func dial(t *testing.T, c northbound.Connector, d *northtest.Downlink) northbound.Session {
-	t.Helper()
-	s, err := c.Dial(t.Context(), d)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
-	return s
-}
-
 // send sends one publication and waits until it is done.
 func send(t *testing.T, s northbound.Session, topic, payload string) error {
 	t.Helper()
-	o := northtest.NewOutcome(1)
-	p := msg.Publication{ID: msg.NewID(time.Now()), Topic: topic, QoS: 1, Payload: []byte(payload)}
-	if err := s.Send(t.Context(), []msg.Publication{p}, o.Done); err != nil {
-		t.Fatal(err)
-	}
-	o.Await(t)
-	_, err := o.Err(0)
-	return err
+	return northtest.Send(t, s, msg.Publication{Topic: topic, Payload: []byte(payload)})
 }
 
 func TestWhatWouldCostTheConnectionIsNotSent(t *testing.T) {
 	a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-	s := dial(t, connector(t, a, nil, nil, nil), &northtest.Downlink{})
+	s := northtest.Dial(t, connector(t, a, nil, nil, nil), &northtest.Downlink{})
 	for topic, ok := range map[string]bool{
 		"1/2/3/4/5/6/7/8": true, "1/2/3/4/5/6/7/8/9": false, "$aws/rules/r/1/2/3/4/5/6/7/8": true, "$aws/rules/r/1/2/3/4/5/6/7/8/9": false,
 		strings.Repeat("x", 256): true, strings.Repeat("x", 257): false,
@@ -102,7 +85,7 @@ func TestWhatWouldCostTheConnectionIsNotSent(t *testing.T) {
 
 func TestBasicIngestPutsTheRuleInFront(t *testing.T) {
 	a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-	s := dial(t, connector(t, a, nil, nil, func(c *aws.Config) { c.BasicIngest = "plant" }), &northtest.Downlink{})
+	s := northtest.Dial(t, connector(t, a, nil, nil, func(c *aws.Config) { c.BasicIngest = "plant" }), &northtest.Downlink{})
 	if err := send(t, s, "1/2/3/4/5/6/7/8", "{}"); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +96,7 @@ func TestBasicIngestPutsTheRuleInFront(t *testing.T) {
 
 func TestShadowReportIsConfirmedByTheShadow(t *testing.T) {
 	a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
-	s := dial(t, connector(t, a, nil, nil, nil), &northtest.Downlink{})
+	s := northtest.Dial(t, connector(t, a, nil, nil, nil), &northtest.Downlink{})
 	for _, test := range []struct {
 		prefix, payload, want string
 		ok                    bool
@@ -140,7 +123,7 @@ func TestDesiredStateArrivesLiveAndAfterAnAbsence(t *testing.T) {
 			a := northtest.NewAWS(t, "x-amzn-mqtt-ca")
 			c := connector(t, a, nil, nil, func(c *aws.Config) { c.SessionExpiry = 0 }) // nothing is kept but the shadow
 			d := &northtest.Downlink{Filters: []string{filter}}
-			s := dial(t, c, d)
+			s := northtest.Dial(t, c, d)
 			a.Desire("$aws/things/th-1/shadow", map[string]any{"setpoint": 20})
 			want := func(payload string) {
 				t.Helper()
@@ -153,7 +136,7 @@ func TestDesiredStateArrivesLiveAndAfterAnAbsence(t *testing.T) {
 			want(`"setpoint":20`)
 			s.Close()
 			a.Desire("$aws/things/th-1/shadow", map[string]any{"setpoint": 22})
-			s = dial(t, c, d)
+			s = northtest.Dial(t, c, d)
 			if strings.Contains(filter, "+") { // things are known by their reports
 				if err := send(t, s, "$aws/things/th-1/shadow/update", `{"temp":19}`); err != nil {
 					t.Fatal(err)
@@ -162,7 +145,7 @@ func TestDesiredStateArrivesLiveAndAfterAnAbsence(t *testing.T) {
 			want(`"setpoint":22`)
 			s.Close()
 			before := len(d.Got())
-			dial(t, c, d)
+			northtest.Dial(t, c, d)
 			// A delta that is older than what was delivered does not undo it; nor is what was delivered delivered again.
 			a.Publish(broker.Message{Topic: "$aws/things/th-1/shadow/update/delta", Payload: []byte(`{"version":1,"state":{"setpoint":1}}`), QoS: 1})
 			a.Desire("$aws/things/th-1/shadow", map[string]any{"setpoint": 23})
@@ -232,7 +215,7 @@ func TestCredentialsAreKeptAndRenewed(t *testing.T) {
 			c.Auth, c.Key, c.Token, c.Region, c.RoleARN, c.STS = "sigv4", "", "id", "eu-central-1", "arn:aws:iam::1:role/gw", a.STS(t)
 		})
 		for range 2 {
-			dial(t, c, &northtest.Downlink{}).Close()
+			northtest.Dial(t, c, &northtest.Downlink{}).Close()
 		}
 		if n := a.Issued(); n != issued {
 			t.Errorf("credentials of %s were issued %d times", lifetime, n)
@@ -295,7 +278,7 @@ func TestLoginsKeepTheirDistance(t *testing.T) {
 	aws.SetBetween(c, 100*time.Millisecond)
 	began := time.Now()
 	for range 3 {
-		dial(t, c, &northtest.Downlink{}).Close()
+		northtest.Dial(t, c, &northtest.Downlink{}).Close()
 	}
 	if took := time.Since(began); took < 200*time.Millisecond {
 		t.Fatalf("three log-ins in %s", took)

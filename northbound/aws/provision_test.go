@@ -46,5 +46,5 @@ func TestFleetProvisioningCertifiesTheKey(t *testing.T) {
 	}
 	block, _ := pem.Decode(e.Certificate)
 	ring.Certificates["identity"] = tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key}
-	dial(t, c, &northtest.Downlink{})
+	northtest.Dial(t, c, &northtest.Downlink{})
 }

@@ -39,7 +39,7 @@ func TestSTSIsAskedAsTheVendorsSDKDoes(t *testing.T) {
 	asked := a.Asked()
 	sts := a.STS(t)
 	const role = "arn:aws:iam::1:role/gw"
-	dial(t, connector(t, a, nil, tokens("good token"), func(c *aws.Config) {
+	northtest.Dial(t, connector(t, a, nil, tokens("good token"), func(c *aws.Config) {
 		c.Auth, c.Key, c.Token, c.Region, c.RoleARN, c.STS = "sigv4", "", "id", "eu-central-1", role, sts
 	}), &northtest.Downlink{})
 	ours := <-asked

@@ -59,12 +59,12 @@ func TestTPMAttestation(t *testing.T) {
 	}
 
 	service.Enrol(known)
-	if err := send(t, dial(t, c, &northtest.Downlink{}), msg.Publication{Topic: "x"}); err != nil {
+	if err := northtest.Send(t, northtest.Dial(t, c, &northtest.Downlink{}), msg.Publication{Topic: "x"}); err != nil {
 		t.Fatal(err)
 	}
 	// After a restart the key is in the TPM and the assignment on disk: nobody is asked.
 	service.Enrol("")
-	if err := send(t, dial(t, fresh(), &northtest.Downlink{}), msg.Publication{Topic: "x"}); err != nil {
+	if err := northtest.Send(t, northtest.Dial(t, fresh(), &northtest.Downlink{}), msg.Publication{Topic: "x"}); err != nil {
 		t.Fatal(err)
 	}
 	// Asked anew, the service says where the gateway belongs.

@@ -116,32 +116,10 @@ func (d *downlink) Deliver(ctx context.Context, p msg.Publication) (msg.Reply, e
 	return d.answer(p), nil
 }
 
-func dial(t *testing.T, c northbound.Connector, d northbound.Downlink) northbound.Session {
-	t.Helper()
-	s, err := c.Dial(t.Context(), d)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
-	return s
-}
-
-func send(t *testing.T, s northbound.Session, p msg.Publication) error {
-	t.Helper()
-	o := northtest.NewOutcome(1)
-	p.ID, p.QoS = msg.NewID(time.Now()), 1
-	if err := s.Send(t.Context(), []msg.Publication{p}, o.Done); err != nil {
-		t.Fatal(err)
-	}
-	o.Await(t)
-	_, err := o.Err(0)
-	return err
-}
-
 func TestReportSaysInItsPropertiesWhatItIs(t *testing.T) {
 	h := northtest.NewHub(t, nil)
-	s := dial(t, connector(t, h.Broker, nil, nil), &northtest.Downlink{})
-	err := send(t, s, msg.Publication{
+	s := northtest.Dial(t, connector(t, h.Broker, nil, nil), &northtest.Downlink{})
+	err := northtest.Send(t, s, msg.Publication{
 		Topic: "dt/gw1/th 1/temp", Device: "th 1", Type: "application/json", Payload: []byte("{}"), Retain: true,
 		Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Properties: map[string]string{"unit": "°C", "$.uid": "nobody"},
 	})
@@ -168,7 +146,7 @@ func TestDirectMethodIsAnsweredByTheDevice(t *testing.T) {
 		}
 		return msg.Reply{Status: msg.Refused, Code: "denied"}
 	}}
-	dial(t, connector(t, h.Broker, nil, nil), d)
+	northtest.Dial(t, connector(t, h.Broker, nil, nil), d)
 	for method, want := range map[string]northtest.Answer{
 		"th-1.a.setpoint": {Status: 200, Body: `{"was":19}`},
 		"reboot":          {Status: 202, Body: `{"status":"queued"}`},
@@ -187,7 +165,7 @@ func TestDirectMethodIsAnsweredInTimeWhateverTheDeviceDoes(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	}}}
-	dial(t, connector(t, h.Broker, nil, func(c *azure.Config) { c.MethodTimeout = config.Duration(50 * time.Millisecond) }), d)
+	northtest.Dial(t, connector(t, h.Broker, nil, func(c *azure.Config) { c.MethodTimeout = config.Duration(50 * time.Millisecond) }), d)
 	if got := h.Call(t, "th-1.slow", "null"); got.Status != 504 {
 		t.Fatalf("%+v", got)
 	}
@@ -198,7 +176,7 @@ func TestTwinIsReportedAndDesired(t *testing.T) {
 	c := connector(t, h.Broker, nil, nil)
 	d := &northtest.Downlink{Filters: []string{"twin/desired/+"}}
 	h.Desire(map[string]any{"th-1": map[string]any{"setpoint": 20}})
-	s := dial(t, c, d)
+	s := northtest.Dial(t, c, d)
 	got := func() (list []string) {
 		for _, p := range d.Got() {
 			list = append(list, p.Topic+" "+string(p.Payload))
@@ -219,7 +197,7 @@ func TestTwinIsReportedAndDesired(t *testing.T) {
 		{"twin/reported", `7`, false}, {"twin/reported/a.b", `7`, false}, {"twin/reported", `x`, false},
 		{"twin/reported/big", `"` + strings.Repeat("x", 32<<10) + `"`, false},
 	} {
-		if err := send(t, s, msg.Publication{Topic: r.topic, Payload: []byte(r.payload)}); r.ok && err != nil || !r.ok && !msg.IsPermanent(err) {
+		if err := northtest.Send(t, s, msg.Publication{Topic: r.topic, Payload: []byte(r.payload)}); r.ok && err != nil || !r.ok && !msg.IsPermanent(err) {
 			t.Errorf("%s %.20s: %v", r.topic, r.payload, err)
 		}
 	}
@@ -229,7 +207,7 @@ func TestTwinIsReportedAndDesired(t *testing.T) {
 
 	s.Close()
 	h.Desire(map[string]any{"th-2": 6})
-	dial(t, c, d)
+	northtest.Dial(t, c, d)
 	want = append(want, `twin/desired/th-1 {"setpoint":20}`, "twin/desired/th-2 6") // the whole twin, for it has changed
 	northtest.Await(t, "what changed while away", func() bool { return slices.Equal(got(), want) })
 }
@@ -237,7 +215,7 @@ func TestTwinIsReportedAndDesired(t *testing.T) {
 func TestMessageArrivesOnTheTopicInItsProperties(t *testing.T) {
 	h := northtest.NewHub(t, nil)
 	d := &northtest.Downlink{Filters: []string{"#"}}
-	dial(t, connector(t, h.Broker, nil, nil), d)
+	northtest.Dial(t, connector(t, h.Broker, nil, nil), d)
 	h.Message("%24.mid=m1&%24.cid=c1&%24.ct=text%2Fplain&topic=cmd%2Fgw1%2Fth-1&unit=%C2%B0C&empty=&none", "a")
 	h.Message("%24.to=%2Fdevices%2Fgw1", "b")
 	northtest.Await(t, "messages", func() bool { return len(d.Got()) == 2 })
@@ -255,13 +233,13 @@ func TestMessageArrivesOnTheTopicInItsProperties(t *testing.T) {
 func TestSessionEndsWithItsSignatureAndIsRenewed(t *testing.T) {
 	h := northtest.NewHub(t, key)
 	c := connector(t, h.Broker, nil, func(c *azure.Config) { bySAS(c); c.TokenLife = config.Duration(4 * time.Second) })
-	s := dial(t, c, &northtest.Downlink{})
+	s := northtest.Dial(t, c, &northtest.Downlink{})
 	first := h.Expires()
 	<-s.Context().Done()
 	if err := context.Cause(s.Context()); !errors.Is(err, northbound.ErrRenew) {
 		t.Fatal(err)
 	}
-	if err := send(t, dial(t, c, &northtest.Downlink{}), msg.Publication{Topic: "x"}); err != nil {
+	if err := northtest.Send(t, northtest.Dial(t, c, &northtest.Downlink{}), msg.Publication{Topic: "x"}); err != nil {
 		t.Fatal(err)
 	}
 	if !h.Expires().After(first) {
@@ -281,7 +259,7 @@ func TestTokenIsRenewedWithoutDisconnect(t *testing.T) {
 	i := &issuer{life: 100 * time.Millisecond}
 	c := connector(t, b, i, func(c *azure.Config) { c.Service, c.Auth, c.Token, c.Key = "eventgrid", "oauth", "entra", "" })
 	azure.SetLeastRenewal(c, 20*time.Millisecond)
-	s := dial(t, c, &northtest.Downlink{})
+	s := northtest.Dial(t, c, &northtest.Downlink{})
 	seen := func(n int) func() bool {
 		return func() bool {
 			mu.Lock()
@@ -294,7 +272,7 @@ func TestTokenIsRenewedWithoutDisconnect(t *testing.T) {
 	i.mu.Lock()
 	i.down = true
 	i.mu.Unlock()
-	if err := send(t, s, msg.Publication{Topic: "dt/x"}); err != nil {
+	if err := northtest.Send(t, s, msg.Publication{Topic: "dt/x"}); err != nil {
 		t.Fatal(err)
 	}
 	i.mu.Lock()
@@ -333,9 +311,9 @@ func TestProvisioningIsAskedOnceAndSaysNoInWords(t *testing.T) {
 		bySAS(c)
 		c.Endpoint, c.IDScope, c.Provisioning = "", "0ne00000A0A", local(h.Addr)
 	})
-	dial(t, c, &northtest.Downlink{}).Close()
+	northtest.Dial(t, c, &northtest.Downlink{}).Close()
 	h.Refuse = "no allocation policy"
-	dial(t, c, &northtest.Downlink{}).Close()
+	northtest.Dial(t, c, &northtest.Downlink{}).Close()
 
 	fresh := connector(t, h.Broker, nil, func(c *azure.Config) {
 		bySAS(c)
@@ -354,7 +332,7 @@ func TestKeyIsDerivedFromTheRegistration(t *testing.T) {
 		provisioned(h, c)
 		h.Group, c.Group, c.Registration = true, true, "plant7-registration"
 	})
-	if err := send(t, dial(t, c, &northtest.Downlink{}), msg.Publication{Topic: "x"}); err != nil {
+	if err := northtest.Send(t, northtest.Dial(t, c, &northtest.Downlink{}), msg.Publication{Topic: "x"}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -39,7 +39,7 @@ func from(n int, devices ...string) (batch []msg.Publication) {
 
 func TestEachDeviceReportsAsItself(t *testing.T) {
 	h, c := fleet(t, 1000)
-	s := dial(t, c, &northtest.Downlink{})
+	s := northtest.Dial(t, c, &northtest.Downlink{})
 	batch := from(20, "th-1", "th-2", "stranger", "th-3")
 	o := northtest.NewOutcome(len(batch))
 	if err := s.Send(t.Context(), batch, o.Done); err != nil {
@@ -73,7 +73,7 @@ func TestEachDeviceReportsAsItself(t *testing.T) {
 func TestCommandsReachTheDeviceTheyAreFor(t *testing.T) {
 	h, c := fleet(t, 1000)
 	d := &northtest.Downlink{Filters: []string{"devicebound/+", "methods/+/+"}}
-	s := dial(t, c, d)
+	s := northtest.Dial(t, c, d)
 	batch := from(1, "th-1", "th-2")
 	o := northtest.NewOutcome(len(batch))
 	if err := s.Send(t.Context(), batch, o.Done); err != nil {
@@ -88,7 +88,7 @@ func TestCommandsReachTheDeviceTheyAreFor(t *testing.T) {
 	// Devices that have reported before are connected at once: their commands wait in the hub.
 	s.Close()
 	h.MessageTo("th-1", "", "a")
-	dial(t, c, d)
+	northtest.Dial(t, c, d)
 	northtest.Await(t, "the command sent while away", func() bool { return len(d.Got()) == 2 })
 	if p := d.Got()[1]; p.Topic != "devicebound/th-1" || string(p.Payload) != "a" {
 		t.Fatalf("%s %s", p.Topic, p.Payload)
@@ -97,7 +97,7 @@ func TestCommandsReachTheDeviceTheyAreFor(t *testing.T) {
 
 func TestOneDevicesConnectionIsNothingToTheOthers(t *testing.T) {
 	h, c := fleet(t, 1000)
-	s := dial(t, c, &northtest.Downlink{})
+	s := northtest.Dial(t, c, &northtest.Downlink{})
 	for range 3 {
 		batch := from(50, "th-1", "th-2")
 		o := northtest.NewOutcome(len(batch))
@@ -119,7 +119,7 @@ func TestOneDevicesConnectionIsNothingToTheOthers(t *testing.T) {
 
 func TestLoginsArePaced(t *testing.T) {
 	h, c := fleet(t, 20)
-	s := dial(t, c, &northtest.Downlink{})
+	s := northtest.Dial(t, c, &northtest.Downlink{})
 	var devices []string
 	for i := range 11 {
 		devices = append(devices, fmt.Sprintf("d-%d", i))
@@ -149,7 +149,7 @@ func TestEachDeviceHasItsOwnCertificate(t *testing.T) {
 	env, _ := northtest.Env(t, ring)
 	c := azure.Kind().Config().(*azure.Config)
 	c.Endpoint, c.CA, c.DeviceKey, c.Identities, c.ConnectRate = local(h.Addr), config.Path(h.CA.File(t)), "hub-{device}", "device", 1000
-	s := dial(t, open(t, env, c), &northtest.Downlink{})
+	s := northtest.Dial(t, open(t, env, c), &northtest.Downlink{})
 	batch := from(3, "th-1", "th-2", "th-9")
 	o := northtest.NewOutcome(len(batch))
 	if err := s.Send(t.Context(), batch, o.Done); err != nil {
@@ -188,7 +188,7 @@ func TestWhatStandsInTheWayKillsNoReport(t *testing.T) {
 		return other, nil
 	}
 	h.Listen(t, own)
-	s := dial(t, connector(t, h.Broker, nil, func(c *azure.Config) {
+	s := northtest.Dial(t, connector(t, h.Broker, nil, func(c *azure.Config) {
 		bySAS(c)
 		c.Group, c.Identities, c.ConnectRate = true, "device", 1000
 	}), &northtest.Downlink{})

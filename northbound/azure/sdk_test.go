@@ -39,8 +39,8 @@ func TestHubOfTheTestsIsOneToTheVendorsSDK(t *testing.T) {
 	for sdk.Said(t, "patch") != 21.0 { // the SDK first tells what it had at the start
 	}
 
-	ours := dial(t, connector(t, h.Broker, nil, bySAS), &northtest.Downlink{})
-	err := send(t, ours, msg.Publication{Topic: "dt/gw1/th 1", Type: "application/json", Payload: []byte(`{"v":21.5}`), Properties: map[string]string{"unit": "°C"}})
+	ours := northtest.Dial(t, connector(t, h.Broker, nil, bySAS), &northtest.Downlink{})
+	err := northtest.Send(t, ours, msg.Publication{Topic: "dt/gw1/th 1", Type: "application/json", Payload: []byte(`{"v":21.5}`), Properties: map[string]string{"unit": "°C"}})
 	if err != nil {
 		t.Fatal(err)
 	}

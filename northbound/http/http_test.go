@@ -70,12 +70,7 @@ func sent(t *testing.T, s northbound.Session, batch []msg.Publication) *northtes
 
 func dial(t *testing.T, c northbound.Connector) northbound.Session {
 	t.Helper()
-	s, err := c.Dial(t.Context(), &northtest.Downlink{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
-	return s
+	return northtest.Dial(t, c, &northtest.Downlink{})
 }
 
 func publication(topic, media, payload string) msg.Publication {

@@ -112,14 +112,7 @@ func (c *CSE) serveCoAP(w mux.ResponseWriter, r *mux.Message, drop func()) {
 	if err != nil {
 		return
 	}
-	switch {
-	case strings.HasPrefix(path, "/~/"):
-		q["to"] = path[2:]
-	case strings.HasPrefix(path, "/_/"):
-		q["to"] = "/" + path[2:]
-	default:
-		q["to"] = strings.TrimPrefix(path, "/")
-	}
+	q["to"] = cseTo(path)
 	for name, option := range map[string]message.OptionID{"fr": 279, "rqi": 283, "rvi": 271, "rqet": 291} {
 		if v, err := r.Options().GetString(option); err == nil {
 			q[name] = v

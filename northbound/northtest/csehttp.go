@@ -131,21 +131,24 @@ var cseStatuses = map[int]int{
 	4110: 400, 4117: 403, 5000: 500, 5204: 500, 5206: 501, 5207: 406, 6010: 400,
 }
 
+// cseTo gives the address that a path stands for (TS-0009 clause 6.2.2.2, TS-0008 clause 6.2.2.2).
+func cseTo(path string) string {
+	switch {
+	case strings.HasPrefix(path, "/~/"):
+		return path[2:]
+	case strings.HasPrefix(path, "/_/"):
+		return "/" + path[2:]
+	}
+	return strings.TrimPrefix(path, "/")
+}
+
 func (c *CSE) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		return
 	}
 	q := cseMap{"fr": r.Header.Get("X-M2M-Origin"), "rqi": r.Header.Get("X-M2M-RI"), "rvi": r.Header.Get("X-M2M-RVI")}
-	path := r.URL.Path
-	switch {
-	case strings.HasPrefix(path, "/~/"):
-		q["to"] = path[2:]
-	case strings.HasPrefix(path, "/_/"):
-		q["to"] = "/" + path[2:]
-	default:
-		q["to"] = strings.TrimPrefix(path, "/")
-	}
+	q["to"] = cseTo(r.URL.Path)
 	q["op"] = map[string]int{http.MethodPost: 5, http.MethodGet: 2, http.MethodPut: 3, http.MethodDelete: 4}[r.Method]
 	media, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if ty, err := strconv.Atoi(params["ty"]); err == nil {

@@ -170,14 +170,20 @@ func NewBroker(t testing.TB, hooks broker.Options) *Broker {
 	return b
 }
 
-// Listen serves with another TLS configuration, on an address of its own that Addr gives from then on.
-func (b *Broker) Listen(t testing.TB, c *tls.Config) {
+func (b *Broker) bind(t testing.TB) net.Listener {
 	t.Helper()
 	raw, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.Addr = raw.Addr().String()
+	return raw
+}
+
+// Listen serves with another TLS configuration, on an address of its own that Addr gives from then on.
+func (b *Broker) Listen(t testing.TB, c *tls.Config) {
+	t.Helper()
+	raw := b.bind(t)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	served := make(chan error, 1)
 	go func() { served <- b.Serve(ctx, tls.NewListener(raw, c)) }()
@@ -192,11 +198,7 @@ func (b *Broker) Listen(t testing.TB, c *tls.Config) {
 // ListenWeb serves MQTT over WebSocket, on an address of its own that Addr gives from then on.
 func (b *Broker) ListenWeb(t testing.TB, c *tls.Config) {
 	t.Helper()
-	raw, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.Addr = raw.Addr().String()
+	raw := b.bind(t)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var clients, served sync.WaitGroup
 	server := &http.Server{

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/drawbridge/drawbridge/internal/msg"
+	"github.com/drawbridge/drawbridge/northbound"
 )
 
 // Downlink records what is delivered. Before, where not nil, decides on each.
@@ -103,6 +104,32 @@ func (o *Outcome) Await(t testing.TB) {
 			t.Fatalf("%d of %d publications done", o.done(), len(o.count))
 		}
 	}
+}
+
+// Dial opens a session that lasts as long as the test.
+func Dial(t testing.TB, c northbound.Connector, down northbound.Downlink) northbound.Session {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	s, err := c.Dial(ctx, down)
+	if err != nil {
+		t.Fatal("dial: ", err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// Send sends one publication with QoS 1 and gives what became of it.
+func Send(t testing.TB, s northbound.Session, p msg.Publication) error {
+	t.Helper()
+	o := NewOutcome(1)
+	p.ID, p.QoS = msg.NewID(time.Now()), 1
+	if err := s.Send(t.Context(), []msg.Publication{p}, o.Done); err != nil {
+		t.Fatal(err)
+	}
+	o.Await(t)
+	_, err := o.Err(0)
+	return err
 }
 
 // Await waits until ok holds.

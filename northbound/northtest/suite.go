@@ -108,14 +108,7 @@ func (r *run) faulty(t *testing.T) Faulty {
 
 func (r *run) dial(t *testing.T, d *Downlink) northbound.Session {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	s, err := r.Connector.Dial(ctx, d)
-	if err != nil {
-		t.Fatal("dial: ", err)
-	}
-	t.Cleanup(func() { s.Close() })
-	return s
+	return Dial(t, r.Connector, d)
 }
 
 // batch makes publications whose payloads are prefix-0, prefix-1, ...

@@ -133,7 +133,7 @@ func TestEachDeviceShowsItsOwnCredential(t *testing.T) {
 			batch := publications("a", 3)
 			batch[1].Device, batch[2].Device = "th-18", "th-19" // the last has no credential
 			for range 2 {                                       // the second time they are known
-				s := dial(t, conn, &northtest.Downlink{})
+				s := northtest.Dial(t, conn, &northtest.Downlink{})
 				errs, ended := outcome(t, s, batch)
 				if ended != nil || errs[0] != nil || errs[1] != nil || errs[2] == nil {
 					t.Fatalf("ended %v, errors %v", ended, errs)

@@ -19,16 +19,6 @@ import (
 	"github.com/drawbridge/drawbridge/northbound/onem2m"
 )
 
-func dial(t *testing.T, c northbound.Connector, d *northtest.Downlink) northbound.Session {
-	t.Helper()
-	s, err := c.Dial(t.Context(), d)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
-	return s
-}
-
 func publications(prefix string, n int) []msg.Publication {
 	list := make([]msg.Publication, n)
 	for i := range list {
@@ -76,7 +66,7 @@ func each(t *testing.T, f func(t *testing.T, c *northtest.CSE, conn northbound.C
 func TestACSEThatHasLostEverythingGetsItAgain(t *testing.T) {
 	each(t, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
 		d := &northtest.Downlink{Filters: []string{"cmd/+/set"}}
-		s := dial(t, conn, d)
+		s := northtest.Dial(t, conn, d)
 		errs, ended := outcome(t, s, publications("a", 3))
 		clean(t, errs, ended)
 		c.Reset()
@@ -85,7 +75,7 @@ func TestACSEThatHasLostEverythingGetsItAgain(t *testing.T) {
 			t.Fatalf("the session did not end, or for good: %v", ended)
 		}
 		s.Close()
-		s = dial(t, conn, d)
+		s = northtest.Dial(t, conn, d)
 		errs, ended = outcome(t, s, batch)
 		clean(t, errs, ended)
 		c.Put("gw1/cmd/th-17/set", map[string]any{"con": "21"})
@@ -98,7 +88,7 @@ func TestACSEThatHasLostEverythingGetsItAgain(t *testing.T) {
 
 func TestAContainerThatIsGoneIsMadeAgainWithinTheSession(t *testing.T) {
 	each(t, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
-		s := dial(t, conn, &northtest.Downlink{})
+		s := northtest.Dial(t, conn, &northtest.Downlink{})
 		errs, ended := outcome(t, s, publications("a", 2))
 		clean(t, errs, ended)
 		c.Remove("cse-in/gw1/dt")
@@ -109,7 +99,7 @@ func TestAContainerThatIsGoneIsMadeAgainWithinTheSession(t *testing.T) {
 
 func TestACSEThatIsUnwellIsTriedAgainAndTakesEachOnce(t *testing.T) {
 	each(t, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
-		s := dial(t, conn, &northtest.Downlink{})
+		s := northtest.Dial(t, conn, &northtest.Downlink{})
 		c.Unwell(2)
 		batch := publications("a", 3)
 		errs, ended := outcome(t, s, batch)
@@ -141,7 +131,7 @@ func TestTheRegistrationIsRenewed(t *testing.T) {
 	})
 	c.Quirks(northtest.CSEQuirks{MaxLife: 3 * time.Minute})
 	d := &northtest.Downlink{Filters: []string{"cmd/#"}}
-	s := dial(t, conn, d)
+	s := northtest.Dial(t, conn, d)
 	batch := publications("a", 2)
 	batch[1].Topic, batch[1].Payload = "light", []byte(`{"red":1}`)
 	errs, ended := outcome(t, s, batch)
@@ -175,7 +165,7 @@ func TestCommandsComeOnceAndInOrderWhateverTheCSEDoes(t *testing.T) {
 			each(t, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
 				c.Quirks(q)
 				d := &northtest.Downlink{Filters: []string{"cmd/+/set"}}
-				s := dial(t, conn, d)
+				s := northtest.Dial(t, conn, d)
 				var want []string
 				for i := range 20 {
 					want = append(want, fmt.Sprint(i))
@@ -201,16 +191,16 @@ func TestWhatWasThereBeforeTheRouteIsNoCommand(t *testing.T) {
 	t.Parallel()
 	c := northtest.NewCSE(t)
 	conn, _ := connector(t, c, c.ServeHTTP(), nil)
-	dial(t, conn, &northtest.Downlink{}).Close()
+	northtest.Dial(t, conn, &northtest.Downlink{}).Close()
 	c.Put("gw1/cmd/set", map[string]any{"con": "old"})
 	d := &northtest.Downlink{Filters: []string{"cmd/set"}}
-	s := dial(t, conn, d)
+	s := northtest.Dial(t, conn, d)
 	c.Put("gw1/cmd/set", map[string]any{"con": "new"})
 	northtest.Await(t, "the command", func() bool { return len(d.Got()) > 0 })
 	s.Close()
 	c.Quirks(northtest.CSEQuirks{Silent: true})
 	c.Put("gw1/cmd/set", map[string]any{"con": "while away"})
-	dial(t, conn, d)
+	northtest.Dial(t, conn, d)
 	northtest.Await(t, "the command sent while away", func() bool { return len(d.Got()) > 1 })
 	if got := d.Got(); string(got[0].Payload) != "new" || string(got[1].Payload) != "while away" || got[0].ID == got[1].ID {
 		t.Errorf("got %+v", got)
@@ -224,7 +214,7 @@ func TestTheCSEChoosesTheAEID(t *testing.T) {
 		cfg.AEID, cfg.Labels, cfg.Allow, cfg.MNI, cfg.MIA = "C", []string{"plant7"}, []string{"Coperator"}, 100, config.Duration(time.Hour)
 	})
 	for range 2 { // the second time it is known
-		s := dial(t, conn, &northtest.Downlink{Filters: []string{"cmd/set"}})
+		s := northtest.Dial(t, conn, &northtest.Downlink{Filters: []string{"cmd/set"}})
 		errs, ended := outcome(t, s, publications("a", 1))
 		clean(t, errs, ended)
 		s.Close()
@@ -244,7 +234,7 @@ func TestTheCSEChoosesTheAEID(t *testing.T) {
 func TestAnAEForEachDevice(t *testing.T) {
 	eachWith(t, func(_ *northbound.Env, cfg *onem2m.Config) { cfg.PerDev = true }, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
 		d := &northtest.Downlink{Filters: []string{"+/cmd/set"}}
-		s := dial(t, conn, d)
+		s := northtest.Dial(t, conn, d)
 		batch := publications("a", 2)
 		batch[1].Device = "th-18"
 		errs, ended := outcome(t, s, batch)
@@ -269,7 +259,7 @@ func TestOneAEThatIsRefusedKeepsNobodyElseOut(t *testing.T) {
 	eachWith(t, func(_ *northbound.Env, cfg *onem2m.Config) { cfg.PerDev = true }, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
 		batch := publications("a", 2)
 		batch[1].Device = "th-18"
-		s := dial(t, conn, &northtest.Downlink{})
+		s := northtest.Dial(t, conn, &northtest.Downlink{})
 		errs, ended := outcome(t, s, batch)
 		clean(t, errs, ended)
 		s.Close()
@@ -277,7 +267,7 @@ func TestOneAEThatIsRefusedKeepsNobodyElseOut(t *testing.T) {
 		c.Occupy("th-17")
 		batch = publications("b", 2)
 		batch[1].Device = "th-18"
-		errs, ended = outcome(t, dial(t, conn, &northtest.Downlink{}), batch)
+		errs, ended = outcome(t, northtest.Dial(t, conn, &northtest.Downlink{}), batch)
 		if ended != nil || !msg.IsPermanent(errs[0]) || errs[1] != nil {
 			t.Errorf("ended %v, errors %v", ended, errs)
 		}
@@ -323,7 +313,7 @@ func TestTokens(t *testing.T) {
 				if _, err := conn.Dial(t.Context(), &northtest.Downlink{}); err == nil || msg.IsPermanent(err) {
 					t.Fatalf("the first token: %v", err)
 				}
-				errs, ended := outcome(t, dial(t, conn, &northtest.Downlink{}), publications("a", 1))
+				errs, ended := outcome(t, northtest.Dial(t, conn, &northtest.Downlink{}), publications("a", 1))
 				clean(t, errs, ended)
 			})
 		}
@@ -336,7 +326,7 @@ func TestWhatAProxyAnswersIsNotWhatTheCSEMeans(t *testing.T) {
 			t.Parallel()
 			c := northtest.NewCSE(t)
 			conn, _ := connector(t, c, c.ServeHTTP(), nil)
-			s := dial(t, conn, &northtest.Downlink{})
+			s := northtest.Dial(t, conn, &northtest.Downlink{})
 			c.Quirks(northtest.CSEQuirks{StatusOf: status})
 			errs, ended := outcome(t, s, publications("a", 1))
 			if ended != nil || errs[0] == nil || msg.IsPermanent(errs[0]) != (want == "never") {
@@ -348,7 +338,7 @@ func TestWhatAProxyAnswersIsNotWhatTheCSEMeans(t *testing.T) {
 
 func TestExamine(t *testing.T) {
 	each(t, func(t *testing.T, _ *northtest.CSE, conn northbound.Connector) {
-		s := dial(t, conn, &northtest.Downlink{Filters: []string{"cmd/set"}})
+		s := northtest.Dial(t, conn, &northtest.Downlink{Filters: []string{"cmd/set"}})
 		var steps []northbound.Step
 		conn.(northbound.Examined).Examine(t.Context(), func(s northbound.Step) { steps = append(steps, s) })
 		if len(steps) == 0 || steps[len(steps)-1].Err != nil || !strings.Contains(steps[len(steps)-1].Note, `CSEBase "cse-in" of "/id-in"`) {

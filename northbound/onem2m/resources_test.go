@@ -36,7 +36,7 @@ func TestFlexContainers(t *testing.T) {
 		cfg.Labels = []string{"plant7"}
 		cfg.Flex = []*onem2m.Flex{{Topic: "dt/+/light", Type: "cod:color", CND: "org.onem2m.common.moduleclass.colour"}}
 	}, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
-		s := dial(t, conn, &northtest.Downlink{})
+		s := northtest.Dial(t, conn, &northtest.Downlink{})
 		light := func(payloads ...string) []msg.Publication {
 			list := publications("x", len(payloads))
 			for i, p := range payloads {
@@ -67,7 +67,7 @@ func TestFlexContainers(t *testing.T) {
 		}
 		// Another session finds it there.
 		s.Close()
-		errs, ended = outcome(t, dial(t, conn, &northtest.Downlink{}), light(`{"red":5}`))
+		errs, ended = outcome(t, northtest.Dial(t, conn, &northtest.Downlink{}), light(`{"red":5}`))
 		clean(t, errs, ended)
 		if a := c.Attributes("cse-in/gw1/dt/th-17/light"); a["red"] != 5.0 {
 			t.Errorf("flexContainer of another session: %v", a)
@@ -86,7 +86,7 @@ func TestDeviceGroupsBecomeGroups(t *testing.T) {
 		}
 	}, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
 		d := &northtest.Downlink{Filters: []string{"+/cmd/set"}}
-		s := dial(t, conn, d)
+		s := northtest.Dial(t, conn, d)
 		batch := publications("a", 3)
 		batch[1].Device, batch[2].Device = "th-18", "press-1"
 		errs, ended := outcome(t, s, batch)
@@ -109,7 +109,7 @@ func TestDeviceGroupsBecomeGroups(t *testing.T) {
 			t.Fatal("the session did not end")
 		}
 		s.Close()
-		dial(t, conn, d)
+		northtest.Dial(t, conn, d)
 		if g := c.Attributes("cse-in/gw1/thermostat"); g == nil || fmt.Sprint(g["mid"]) != want {
 			t.Errorf("group made again: %v", g)
 		}
@@ -122,7 +122,7 @@ func TestNonBlockingRequests(t *testing.T) {
 			eachWith(t, func(_ *northbound.Env, cfg *onem2m.Config) { cfg.Response = kind }, func(t *testing.T, c *northtest.CSE, conn northbound.Connector) {
 				c.Delay(20 * time.Millisecond) // each result is only there after some looks
 				c.Refuse("a-1")
-				s := dial(t, conn, &northtest.Downlink{})
+				s := northtest.Dial(t, conn, &northtest.Downlink{})
 				batch := publications("a", 3)
 				for range 2 { // the second time two of them are there already
 					errs, ended := outcome(t, s, batch)
@@ -154,7 +154,7 @@ func TestLimitsOfContainersAndLabels(t *testing.T) {
 	conn, _ := connector(t, c, c.ServeHTTP(), func(_ *northbound.Env, cfg *onem2m.Config) {
 		cfg.MNI, cfg.MBS, cfg.MIA, cfg.Labels = 7, 4096, config.Duration(time.Minute), []string{"a", "b"}
 	})
-	errs, ended := outcome(t, dial(t, conn, &northtest.Downlink{}), publications("a", 1))
+	errs, ended := outcome(t, northtest.Dial(t, conn, &northtest.Downlink{}), publications("a", 1))
 	clean(t, errs, ended)
 	if a := c.Attributes("cse-in/gw1/dt/th-17/temp"); fmt.Sprintln(a["mni"], a["mbs"], a["mia"], a["lbl"]) != "7 4096 60 [a b]\n" {
 		t.Errorf("container: %v", a)

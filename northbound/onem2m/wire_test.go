@@ -56,7 +56,7 @@ func TestRequestsOnTheWireOfHTTP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := dial(t, conn, &northtest.Downlink{})
+	s := northtest.Dial(t, conn, &northtest.Downlink{})
 	batch := publications("a", 1)
 	batch[0].Topic = "dt"
 	errs, ended := outcome(t, s, batch)
