@@ -18,16 +18,15 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/plgd-dev/go-coap/v3/mux"
 	"github.com/plgd-dev/go-coap/v3/options"
-	"github.com/plgd-dev/go-coap/v3/udp/client"
 
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
-// goCoAP is a device on go-coap's client, over pion's DTLS.
+// goCoAP is a device on go-coap's client, over pion's DTLS or over TLS.
 type goCoAP struct {
-	conn   *client.Conn
+	conn   mux.Conn
 	router *mux.Router
 }
 

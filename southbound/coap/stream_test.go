@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,52 +14,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/plgd-dev/go-coap/v3/mux"
 	"github.com/plgd-dev/go-coap/v3/options"
 	"github.com/plgd-dev/go-coap/v3/tcp"
-	tcpclient "github.com/plgd-dev/go-coap/v3/tcp/client"
 
 	"github.com/drawbridge/drawbridge/internal/needs"
 	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
-
-// tlsDevice is a device on go-coap's client over TLS.
-type tlsDevice struct {
-	conn   *tcpclient.Conn
-	router *mux.Router
-}
-
-func (d *tlsDevice) Report(ctx context.Context, resource, mediaType string, payload []byte) (string, error) {
-	req, err := d.conn.NewPostRequest(ctx, resource, message.TextPlain, bytes.NewReader(payload))
-	if err != nil {
-		return "", err
-	}
-	req.Remove(message.ContentFormat)
-	if n, ok := contentFormat(mediaType); ok && mediaType != "" {
-		req.SetContentFormat(message.MediaType(n))
-	}
-	resp, err := d.conn.Do(req)
-	if err != nil {
-		return "", err
-	}
-	return codeText(resp.Code()), nil
-}
-
-func (d *tlsDevice) Expose(_ context.Context, resource string, answer func([]byte) []byte) error {
-	return d.router.Handle(resource, answering(answer))
-}
-
-func (d *tlsDevice) Close() error {
-	err := d.conn.Close()
-	select {
-	case <-d.conn.Done():
-	case <-time.After(5 * time.Second):
-		return errors.New("client does not end")
-	}
-	return err
-}
 
 // tlsDriver drives a listener over TLS. A device's secret is its certificate, so a wrong one is one of another CA.
 func tlsDriver(t *testing.T) southtest.Driver {
@@ -80,7 +41,7 @@ func tlsDriver(t *testing.T) southtest.Driver {
 		if err != nil {
 			return nil, err
 		}
-		dev := &tlsDevice{router: mux.NewRouter()}
+		dev := &goCoAP{router: mux.NewRouter()}
 		if dev.conn, err = tcp.Client(c, options.WithMux(dev.router), options.WithCloseSocket()); err != nil {
 			return nil, err
 		}
