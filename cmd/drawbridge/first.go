@@ -164,7 +164,7 @@ func makeIdentity(ctx context.Context, ring *keyring.Ring, id, cert string) erro
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(cert, pem, 0o600)
+	return hwcrypto.WriteFile(cert, pem)
 }
 
 // firstStart makes the identity of a gateway without configuration. Where its chip does not let it, the gateway starts all the same:

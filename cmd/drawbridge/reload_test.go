@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/drawbridge/drawbridge/config"
 )
 
 // A reload takes a good file over, restarts only what changed, and leaves everything alone where the file is bad.
@@ -99,5 +101,27 @@ func TestReloadWaitsForTheStart(t *testing.T) {
 	before := g.plan
 	if _, err := g.reload(ctx); !errors.Is(err, context.Canceled) || g.plan != before {
 		t.Errorf("before the start: %v, and another plan: %v", err, g.plan != before)
+	}
+}
+
+// The page goes on with the issuer that it was started with, so a reload must not say that it has taken over another.
+func TestReloadLeavesThePagesIssuer(t *testing.T) {
+	read := func(issuer string) *config.Config {
+		c, err := config.Parse("drawbridge.toml", []byte("[gateway]\nid = \"gw\"\n[status]\nissuer = \"plant\"\nclient_id = \"gw\"\n"+issuer), kinds().config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	const plant = "[issuer.plant]\nurl = \"https://id.example\"\naudience = \"a\"\n"
+	for issuers, want := range map[string]int{
+		plant:        0,
+		"\n" + plant: 0,
+		plant + "[issuer.other]\nurl = \"https://b.example\"\naudience = \"a\"\n": 0,
+		strings.Replace(plant, "id.", "evil.", 1):                                 1,
+	} {
+		if got := needsRestart(read(plant), read(issuers)); len(got) != want {
+			t.Errorf("%q: %q", issuers, got)
+		}
 	}
 }

@@ -57,6 +57,7 @@ func needsRestart(old, fresh *config.Config) (names []string) {
 		"[spool]":       old.Spool == fresh.Spool,
 		"[status]":      old.Status == fresh.Status,
 		"[log]":         old.Log == fresh.Log,
+		"the [issuer] of people who log in to the page": sameIssuer(old.Issuers[old.Status.Issuer], fresh.Issuers[old.Status.Issuer]),
 	} {
 		if !same {
 			names = append(names, name)
@@ -64,6 +65,16 @@ func needsRestart(old, fresh *config.Config) (names []string) {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// sameIssuer tells whether two issuers, which may be nil, differ in their place in the file alone.
+func sameIssuer(old, fresh *config.Issuer) bool {
+	if old == nil || fresh == nil {
+		return old == fresh
+	}
+	a, b := *old, *fresh
+	a.Pos, b.Pos = config.Pos{}, config.Pos{}
+	return a == b
 }
 
 func (g *gateway) takeOver(ctx context.Context, old, fresh *plan) status.Reloaded {
