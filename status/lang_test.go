@@ -98,7 +98,7 @@ func TestLanguageOfARequest(t *testing.T) {
 func TestFiguresInWords(t *testing.T) {
 	for got, want := range map[string]string{
 		number(0): "0", number(999): "999", number(1000): "1\u2009000", number(1234567): "1\u2009234\u2009567", number(-4321): "-4\u2009321",
-		size(0): "0 B", size(1023): "1023 B", size(1536): "1.5 KiB", size(48 << 20): "48 MiB", size(1 << 30): "1.0 GiB", size(3 << 40): "3.0 TiB",
+		Size(0): "0 B", Size(1023): "1023 B", Size(1536): "1.5 KiB", Size(48 << 20): "48 MiB", Size(1 << 30): "1.0 GiB", Size(3 << 40): "3.0 TiB",
 		english.span(0): "0 s", english.span(250 * time.Microsecond): "250 µs", english.span(40 * time.Millisecond): "40 ms",
 		english.span(59 * time.Second): "59 s", english.span(61 * time.Second): "1 min", english.span(76 * time.Hour): "3 d 4 h",
 		english.span(2 * time.Hour): "2 h", english.span(-time.Hour): "−1 h", korean.span(76 * time.Hour): "3일 4시간",

@@ -249,7 +249,7 @@ func (v *view) Num(n any) string {
 	}
 	return fmt.Sprint(n)
 }
-func (v *view) Size(n int64) string         { return size(n) }
+func (v *view) Size(n int64) string         { return Size(n) }
 func (v *view) Span(d time.Duration) string { return v.L.span(d) }
 func (v *view) Rate(f float64) string       { return trim(f) }
 func (v *view) Ago(t time.Time) string {

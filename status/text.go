@@ -16,7 +16,7 @@ func (s *Snapshot) WriteText(w io.Writer) error {
 	b := &strings.Builder{}
 	g := s.Gateway
 	fmt.Fprintf(b, "%s · drawbridge %s · up %s · %s of memory · %s on disk\n\n%s\n",
-		g.ID, g.Version, english.since(g.Started, s.Time), size(g.RSSBytes), size(g.StateBytes), s.Verdict.Sentence)
+		g.ID, g.Version, english.since(g.Started, s.Time), Size(g.RSSBytes), Size(g.StateBytes), s.Verdict.Sentence)
 	for _, p := range s.Problems {
 		writeProblem(b, p, s.Time)
 	}
@@ -86,7 +86,7 @@ func table(w io.Writer, header string, rows int, row func(w io.Writer, i int)) {
 
 func (s *Snapshot) writeSpool(w io.Writer) {
 	q := s.Spool
-	fmt.Fprintf(w, "\nspool: %d messages wait, %s of %s", q.Records, size(q.Bytes), size(q.MaxBytes))
+	fmt.Fprintf(w, "\nspool: %d messages wait, %s of %s", q.Records, Size(q.Bytes), Size(q.MaxBytes))
 	if !q.Oldest.IsZero() {
 		fmt.Fprintf(w, ", the oldest for %s", english.since(q.Oldest, s.Time))
 	}

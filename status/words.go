@@ -18,8 +18,8 @@ func number[T int | int64 | uint64](n T) string {
 	return s
 }
 
-// size writes octets as people read them: 1.5 MiB.
-func size(n int64) string {
+// Size writes octets as people read them: 1.5 MiB.
+func Size(n int64) string {
 	if n < 1024 {
 		return strconv.FormatInt(n, 10) + " B"
 	}

@@ -321,6 +321,12 @@ func (h *house) deadLettersPileUp() {
 				h.Fatal(code, err)
 			}
 		}
+		if out, code := h.verb("spool", "cloud"); code != exitYes || !strings.Contains(out, " of 1.0 GiB on disk; ") {
+			h.Error(out)
+		}
+		if out, code := h.verb("spool", "clod"); code != exitUsage || strings.Contains(out, "on disk") {
+			h.Error(out)
+		}
 	}, func() {
 		m.set("")
 		if out, code := h.verb("spool", "drop", "cloud", "all"); code != exitYes {

@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/drawbridge/drawbridge/bridge/spool"
 	"github.com/drawbridge/drawbridge/status"
 )
 
@@ -99,30 +101,26 @@ func (a *app) spoolShow(ctx context.Context, client *status.Client, connector st
 	if err != nil {
 		return err
 	}
+	if connector != "" && !slices.ContainsFunc(s.Ledger, func(t spool.Tally) bool { return t.Connector == connector }) &&
+		!slices.ContainsFunc(s.Connectors, func(c status.Connector) bool { return c.Name == connector }) {
+		return usage("spool: there is no connector %q", connector)
+	}
 	full := ""
 	if s.Spool.Full {
 		full = ", full"
 	}
-	fmt.Fprintf(a.out, "%.1f of %.1f MB on disk%s; %s", float64(s.Spool.Bytes)/1e6, float64(s.Spool.MaxBytes)/1e6, full, plural(int(s.Spool.Records), "message"))
+	fmt.Fprintf(a.out, "%s of %s on disk%s; %s", status.Size(s.Spool.Bytes), status.Size(s.Spool.MaxBytes), full, plural(int(s.Spool.Records), "message"))
 	if !s.Spool.Oldest.IsZero() {
 		fmt.Fprintf(a.out, ", the oldest %s old", s.Time.Sub(s.Spool.Oldest).Round(time.Second))
 	}
 	fmt.Fprintln(a.out)
 	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "connector\troute\taccepted\tdelivered\tpending\texpired\tdead\t")
-	found := connector == ""
 	for _, t := range s.Ledger {
 		if connector != "" && t.Connector != connector {
 			continue
 		}
-		found = true
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t\n", t.Connector, t.Route, t.Accepted, t.Delivered, t.Pending, t.Expired, t.Dead)
-	}
-	for _, c := range s.Connectors {
-		found = found || c.Name == connector
-	}
-	if !found {
-		return usage("spool: there is no connector %q", connector)
 	}
 	return w.Flush()
 }
