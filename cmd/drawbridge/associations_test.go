@@ -225,7 +225,7 @@ func TestPSKInChip(t *testing.T) {
 	cloud.up()
 	defer cloud.down()
 	s.startGateway()
-	out := mustRun(t, "coap-client-openssl", "-v", "6", "-B", "20", "-u", "th-9", "-k", "a secret of 9 ho", "-m", "post", "-e", "1", "coaps://"+s.coap+"/sensors/count")
+	out := mustRun(t, "coap-client-openssl", "-v", "6", "-B", "50", "-u", "th-9", "-k", "a secret of 9 ho", "-m", "post", "-e", "1", "coaps://"+s.coap+"/sensors/count")
 	if !strings.Contains(out, "2.04") {
 		t.Errorf("%s", out)
 	}

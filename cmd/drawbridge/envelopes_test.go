@@ -301,9 +301,7 @@ func (s *site) sealingChipGone(t *testing.T, chip *keytest.TPM) {
 	if out := report(); !strings.Contains(out, "RC:151") {
 		t.Errorf("without the chip a report was answered\n%s\nnot quota exceeded (151)", out)
 	}
-	if !strings.Contains(s.statusJSON(), "payload-key-failing") {
-		t.Errorf("the problem does not show:\n%s", s.statusJSON())
-	}
+	eventually(t, "the problem to show", func() bool { return strings.Contains(s.statusJSON(), "payload-key-failing") })
 	chip.Start()
 	eventually(t, "reports to be taken again", func() bool { return strings.Contains(report(), "RC:0") })
 	eventually(t, "the problem to be gone", func() bool { return !strings.Contains(s.statusJSON(), "payload-key-failing") })

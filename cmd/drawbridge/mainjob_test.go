@@ -68,8 +68,8 @@ func (s *site) watch(filters ...string) *lines {
 // postings are the ways in which libcoap's clients show who they are.
 func (s *site) postings(client string) map[string][]string {
 	return map[string][]string{
-		"th-1":    {client, "-B", "20", "-u", "th-1", "-k", "0123456789abcdef"},
-		"meter-1": {client, "-B", "20", "-c", s.path("meter-1.crt"), "-j", s.path("meter-1.key"), "-R", s.path("ca.crt")},
+		"th-1":    {client, "-B", "50", "-u", "th-1", "-k", "0123456789abcdef"},
+		"meter-1": {client, "-B", "50", "-c", s.path("meter-1.crt"), "-j", s.path("meter-1.key"), "-R", s.path("ca.crt")},
 	}
 }
 
@@ -97,7 +97,7 @@ func (s *site) reports(cloud *lines) {
 // commands sends one to a device of each kind and awaits the reply.
 func (s *site) commands(cloud *lines) {
 	s.t.Helper()
-	observer := s.follow("stdbuf", "-oL", "coap-client-openssl", "-v", "6", "-s", "30", "-w", "-u", "th-1", "-k", "0123456789abcdef", "coaps://"+s.coap+"/actuators/setpoint")
+	observer := s.follow("stdbuf", "-oL", "coap-client-openssl", "-v", "6", "-s", "600", "-w", "-u", "th-1", "-k", "0123456789abcdef", "coaps://"+s.coap+"/actuators/setpoint")
 	subscriber := s.follow("stdbuf", append([]string{"-oL", "mosquitto_sub"}, s.atGateway("-i", "press-1", "-u", "press-1", "-P", "correct horse", "-q", "1", "-v", "-d", "-t", "actuators/setpoint")...)...)
 	observer.expectContaining("c:2.05")
 	subscriber.expectContaining("Subscribed")
@@ -153,7 +153,7 @@ func (s *site) connected(device string) {
 // refusals are answered as the contract says, and reach no cloud.
 func (s *site) refusals() {
 	s.t.Helper()
-	out, _ := run(s.t, "coap-client-openssl", "-B", "20", "-u", "th-1", "-k", "0123456789abcdef", "-m", "post", "-e", "1", "coaps://"+s.coap+"/secrets")
+	out, _ := run(s.t, "coap-client-openssl", "-B", "50", "-u", "th-1", "-k", "0123456789abcdef", "-m", "post", "-e", "1", "coaps://"+s.coap+"/secrets")
 	if !strings.Contains(out, "4.03") {
 		s.t.Errorf("a report that no rule allows was answered %q, not 4.03", out)
 	}

@@ -37,13 +37,13 @@ func TestOneM2M(t *testing.T) {
 
 			for i, client := range []string{"coap-client-openssl", "coap-client-gnutls"} {
 				payload := fmt.Sprintf(`{"c":2%d.5}`, i)
-				mustRun(t, client, "-B", "20", "-u", "th-1", "-k", "0123456789abcdef", "-m", "post", "-t", "json", "-e", payload, "coaps://"+s.coap+"/sensors/temp")
+				mustRun(t, client, "-B", "50", "-u", "th-1", "-k", "0123456789abcdef", "-m", "post", "-t", "json", "-e", payload, "coaps://"+s.coap+"/sensors/temp")
 				s.instance(cse, "gw/dt/th-1/temp", payload)
 			}
 			s.commandsOf(cse)
 
 			cse.Reset() // restarted with an empty store
-			mustRun(t, "coap-client-openssl", "-B", "20", "-u", "th-1", "-k", "0123456789abcdef", "-m", "post", "-e", "after", "coaps://"+s.coap+"/sensors/temp")
+			mustRun(t, "coap-client-openssl", "-B", "50", "-u", "th-1", "-k", "0123456789abcdef", "-m", "post", "-e", "after", "coaps://"+s.coap+"/sensors/temp")
 			s.instance(cse, "gw/dt/th-1/temp", "after")
 			s.keysAreWhereTheyShouldBe(true)
 			s.gateway.stop()
@@ -162,7 +162,7 @@ func (s *site) instance(cse *northtest.CSE, container, content string) {
 // commandsOf has another AE command the device, whose reply becomes a contentInstance.
 func (s *site) commandsOf(cse *northtest.CSE) {
 	s.t.Helper()
-	observer := s.follow("stdbuf", "-oL", "coap-client-openssl", "-v", "6", "-s", "60", "-w", "-u", "th-1", "-k", "0123456789abcdef", "coaps://"+s.coap+"/actuators/setpoint")
+	observer := s.follow("stdbuf", "-oL", "coap-client-openssl", "-v", "6", "-s", "600", "-w", "-u", "th-1", "-k", "0123456789abcdef", "coaps://"+s.coap+"/actuators/setpoint")
 	observer.expectContaining("c:2.05")
 	cse.Put("gw/cmd/th-1/setpoint", map[string]any{"con": "21.5"})
 	observer.expect("21.5")

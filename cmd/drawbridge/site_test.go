@@ -427,7 +427,7 @@ func (s *site) follow(name string, args ...string) *lines {
 	return l
 }
 
-// expect waits for a line and fails where a minute passes without it.
+// expect waits for a line and fails where two minutes pass without it.
 func (l *lines) expect(want string) {
 	l.t.Helper()
 	l.await(want, func(line string) bool { return line == want })
@@ -441,14 +441,14 @@ func (l *lines) expectContaining(want string) {
 
 func (l *lines) await(want string, is func(string) bool) {
 	l.t.Helper()
-	for after := time.After(time.Minute); ; {
+	for after := time.After(2 * time.Minute); ; {
 		select {
 		case got := <-l.ch:
 			if is(got) {
 				return
 			}
 		case <-after:
-			l.t.Fatalf("waited a minute for the line %q", want)
+			l.t.Fatalf("waited two minutes for the line %q", want)
 		}
 	}
 }
