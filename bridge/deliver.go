@@ -76,7 +76,9 @@ func (d *downlink) carryOut(ctx context.Context, st *state, c command, code stri
 	}
 	sleepy := st.s.Table.devices[c.Message.Device].sleepy
 	if sleepy && d.b.mail.has(c.Message.Device) {
-		return d.b.post(ctx, c) // behind those that are waiting
+		reply, err := d.b.post(ctx, c) // behind those that are waiting
+		d.b.mail.follow(c.Message.Device)
+		return reply, err
 	}
 	reply, err := d.b.toDevice(ctx, st, &c.Message)
 	switch {

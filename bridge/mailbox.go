@@ -201,6 +201,17 @@ func (m *mailbox) awake(device string) {
 	}
 }
 
+// follow has a command served that was to wait behind others and finds itself alone: they have gone out meanwhile, so the device is there.
+func (m *mailbox) follow(device string) {
+	m.mu.Lock()
+	x := m.boxes[device]
+	alone := x != nil && len(x.items) == 1
+	m.mu.Unlock()
+	if alone {
+		m.awake(device)
+	}
+}
+
 // schedule puts a device into ready; the caller holds mu.
 func (m *mailbox) schedule(device string, x *box) {
 	x.busy = true
