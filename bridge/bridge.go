@@ -13,7 +13,7 @@
 //   - A command reaches a device only if policy lets that connector command that device on that resource.
 //   - Routes, policy, listeners and connectors are replaced as a whole; a message sees the old set or the new one, never a mix.
 //
-// What a device with a mailbox is sent lies there opened, readable by whoever reads the state directory.
+// A sealed command that waits in a mailbox lies there as it came, and is opened when the device is there.
 //
 // It speaks no protocol: it knows the contracts of southbound and northbound, never one that fulfils them.
 package bridge

@@ -50,7 +50,8 @@ type command struct {
 	ReplyTo     string      `json:"reply_to,omitempty"`
 	Correlation []byte      `json:"correlation,omitempty"`
 
-	Seal   config.Sealing `json:"seal,omitzero"` // of the reply
+	Sealed []byte         `json:"sealed,omitempty"` // the envelope that it came in; nil: none
+	Seal   config.Sealing `json:"seal,omitzero"`    // of the reply
 	opened openedKey      // by which a sealed command is known again; zero: it was not sealed
 }
 
@@ -126,7 +127,8 @@ func (d *downlink) command(ctx context.Context, st *state, p msg.Publication, no
 	if st.s.Policy == nil || !st.s.Policy.Commandable(d.connector, device, st.groups(device), resource) {
 		return c, "denied", nil
 	}
-	if r.unseal != "" || r.signedBy != "" {
+	if r.seals() {
+		c.Sealed = p.Payload
 		if c.opened, code, err = d.b.unseal(ctx, st, r, device, resource, &p, now); err != nil || code != "" {
 			return c, code, err
 		}
@@ -188,8 +190,11 @@ func (b *Bridge) toDevice(ctx context.Context, st *state, m *msg.Message) (msg.R
 	return msg.Reply{}, southbound.ErrNotHere
 }
 
-// post puts a command into its device's mailbox.
+// post puts a command into its device's mailbox, a sealed one as it came.
 func (b *Bridge) post(ctx context.Context, c command) (msg.Reply, error) {
+	if c.Sealed != nil {
+		c.Message.Type, c.Message.Payload = "", nil
+	}
 	err := b.mail.put(c)
 	switch {
 	case err == nil:

@@ -304,7 +304,15 @@ func (m *mailbox) one(ctx context.Context, device string) bool {
 	case st.s.Policy == nil || !st.s.Policy.Commandable(c.Connector, device, st.groups(device), c.Message.Resource):
 		reply = msg.Reply{Status: msg.Refused, Code: "denied"}
 	default:
-		if reply, err = m.b.toDevice(ctx, st, &c.Message); err != nil {
+		code := ""
+		if c.Sealed != nil {
+			if code, err = m.b.reopen(ctx, st, &c); err != nil || code == keyUnavailable {
+				return false
+			}
+		}
+		if code != "" {
+			reply = msg.Reply{Status: msg.Refused, Code: code}
+		} else if reply, err = m.b.toDevice(ctx, st, &c.Message); err != nil {
 			return false
 		}
 	}

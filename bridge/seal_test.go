@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -361,4 +362,39 @@ func TestARouteSaysHowItSeals(t *testing.T) {
 	if how["valve"] != `jwe by key "payload", LEA-256-GCM; encrypted by key "payload"` || how["lock"] != "; signed by a certificate of /signers.pem" || how["sensors"] != "; " {
 		t.Errorf("%q", how)
 	}
+}
+
+func TestASealedCommandWaitsInItsMailboxAsItCame(t *testing.T) {
+	sealed(t, func(t *testing.T, r *rig, c *cloud, e *envelopes) {
+		came := order("payload", func(v *msg.Envelope) { v.Subject = "bed-1/actuators/valve" })
+		deliver := func() (msg.Reply, error) {
+			return c.down.Deliver(t.Context(), msg.Publication{Topic: "valve/bed-1", Payload: came})
+		}
+		if reply, err := deliver(); err != nil || reply.Status != msg.Queued {
+			t.Fatal(reply, err)
+		}
+		kept, err := r.mail.read("bed-1", 1)
+		if err != nil || len(kept.Message.Payload) != 0 || kept.Message.Type != "" || !bytes.Equal(kept.Sealed, came) {
+			t.Errorf("the mailbox has %+v, %v", kept, err)
+		}
+		if reply, err := deliver(); err != nil || reply.Code != "replayed" {
+			t.Errorf("again: %+v, %v", reply, err)
+		}
+		var told []msg.Message
+		r.field.connect("bed-1", answers(msg.Reply{Status: msg.Done, Code: "2.04"}, &told))
+		e.set(errors.New("the chip is away"))
+		r.Awake("bed-1")
+		time.Sleep(2 * reopenTime)
+		synctest.Wait()
+		if len(told) != 0 || r.Snapshot().Mailboxes["bed-1"] != 1 {
+			t.Errorf("without the chip %d were sent, %d wait", len(told), r.Snapshot().Mailboxes["bed-1"])
+		}
+		e.set(nil)
+		r.Awake("bed-1")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if len(told) != 1 || string(told[0].Payload) != "open" || told[0].Type != "text/plain" || told[0].Method != "PUT" || r.Snapshot().Mailboxes["bed-1"] != 0 {
+			t.Errorf("the device was told %+v", told)
+		}
+	})
 }

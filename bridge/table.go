@@ -158,6 +158,14 @@ func (t *Table) downlink(connector, topic string) (*downRoute, captures) {
 	return nil, captures{}
 }
 
+// down gives the connector's route of a name, nil where there is none.
+func (t *Table) down(connector, name string) *downRoute {
+	if i := slices.IndexFunc(t.downs[connector], func(r *downRoute) bool { return r.name == name }); i >= 0 {
+		return t.downs[connector][i]
+	}
+	return nil
+}
+
 // commands tells whether the connector's topic is one that commands come on.
 func (t *Table) commands(connector, topic string) bool {
 	r, _ := t.downlink(connector, topic)

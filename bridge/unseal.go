@@ -10,6 +10,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/drawbridge/drawbridge/bridge/transform"
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/internal/msg"
 )
@@ -27,33 +28,16 @@ const chipRetry = 500 * time.Millisecond
 // resource, "expired" where it is older than the route's ttl, "replayed" where it has been here, and "key-unavailable" where the chip
 // does not open it within commandTime. The error is the end of ctx.
 func (b *Bridge) unseal(ctx context.Context, st *state, r *downRoute, device, resource string, p *msg.Publication, now time.Time) (key openedKey, code string, err error) {
-	var e msg.Envelope
-	err = b.patiently(ctx, unsealing(r.unseal), func() (err error) {
-		switch {
-		case b.o.Envelopes == nil:
-			return errNoKeys
-		case r.unseal != "":
-			e, err = b.o.Envelopes.Unprotect(ctx, r.unseal, p.Payload)
-		default:
-			e, err = b.o.Envelopes.Verify(ctx, r.signedBy, p.Payload)
-		}
-		return err
-	})
-	switch {
-	case ctx.Err() != nil:
-		return key, "", context.Cause(ctx)
-	case msg.IsPermanent(err):
-		return key, "bad-seal", nil
-	case err != nil:
-		b.o.Log.Warn("a command cannot be opened", "route", r.name, "err", err)
-		return key, "key-unavailable", nil
+	e, code, err := b.openEnvelope(ctx, st, r, device, resource, p.Payload)
+	if err != nil || code != "" {
+		return key, code, err
 	}
 	end := e.Time.Add(r.ttl)
 	if !e.Expires.IsZero() && e.Expires.Before(end) {
 		end = e.Expires
 	}
 	switch {
-	case e.ID == "" || e.Time.IsZero() || e.Audience != st.s.Table.gateway || e.Subject != msg.SubjectOf(device, resource) || e.Time.Sub(now) > clockSkew:
+	case e.Time.Sub(now) > clockSkew:
 		return key, "bad-seal", nil
 	case expired(end, now):
 		return key, "expired", nil
@@ -67,6 +51,61 @@ func (b *Bridge) unseal(ctx context.Context, st *state, r *downRoute, device, re
 	}
 	p.Type, p.Payload = e.Type, e.Payload
 	return key, "", nil
+}
+
+// seals tells whether commands of the route come in envelopes.
+func (r *downRoute) seals() bool { return r.unseal != "" || r.signedBy != "" }
+
+// openEnvelope opens a command, which is authentic and for this gateway, device and resource where there is no code.
+func (b *Bridge) openEnvelope(ctx context.Context, st *state, r *downRoute, device, resource string, sealed []byte) (e msg.Envelope, code string, err error) {
+	err = b.patiently(ctx, unsealing(r.unseal), func() (err error) {
+		switch {
+		case b.o.Envelopes == nil:
+			return errNoKeys
+		case r.unseal != "":
+			e, err = b.o.Envelopes.Unprotect(ctx, r.unseal, sealed)
+		default:
+			e, err = b.o.Envelopes.Verify(ctx, r.signedBy, sealed)
+		}
+		return err
+	})
+	switch {
+	case ctx.Err() != nil:
+		return e, "", context.Cause(ctx)
+	case msg.IsPermanent(err):
+		return e, "bad-seal", nil
+	case err != nil:
+		b.o.Log.Warn("a command cannot be opened", "route", r.name, "err", err)
+		return e, keyUnavailable, nil
+	case e.ID == "" || e.Time.IsZero() || e.Audience != st.s.Table.gateway || e.Subject != msg.SubjectOf(device, resource):
+		return e, "bad-seal", nil
+	}
+	return e, "", nil
+}
+
+const keyUnavailable = "key-unavailable"
+
+// reopenTime is how long a mailbox waits for a chip: other devices are to be served, too.
+const reopenTime = 10 * time.Second
+
+// reopen opens a command that has waited in a mailbox: how old it may be and whether it has been here was seen to when it came.
+func (b *Bridge) reopen(ctx context.Context, st *state, c *command) (code string, err error) {
+	m := &c.Message
+	r := st.s.Table.down(c.Connector, c.Route)
+	if r == nil || !r.seals() {
+		return "no-route", nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, reopenTime)
+	defer cancel()
+	e, code, err := b.openEnvelope(ctx, st, r, m.Device, m.Resource, c.Sealed)
+	if err != nil || code != "" {
+		return code, err
+	}
+	m.Type, m.Payload, err = r.pipeline.Apply(transform.Input{Type: e.Type, Data: e.Payload, Time: m.Time, Device: m.Device, Resource: m.Resource})
+	if err != nil {
+		return "bad-payload", nil
+	}
+	return "", nil
 }
 
 // patiently calls f until its outcome is not a key's or chip's trouble, for commandTime at most, and shows that trouble.
