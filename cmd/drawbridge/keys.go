@@ -41,9 +41,13 @@ func (a *app) keysVerb() *cobra.Command {
 		RunE:  func(c *cobra.Command, _ []string) error { return a.keysList(c.Context(), asJSON) },
 	}
 	list.Flags().BoolVar(&asJSON, "json", false, "print everything as JSON")
+	c.AddCommand(list, a.keysNew(), a.keysCSR(), a.keysImport(), a.keysSeal(), a.keysAttest(), a.keysRotate(), a.keysNeedsRenewal())
+	return c
+}
 
+func (a *app) keysNew() *cobra.Command {
 	var algorithm string
-	fresh := &cobra.Command{
+	c := &cobra.Command{
 		Use:   "new NAME",
 		Short: "Make the key inside its chip and print its URI; a key that exists is left as it is",
 		Args:  cobra.ExactArgs(1),
@@ -61,15 +65,25 @@ func (a *app) keysVerb() *cobra.Command {
 			})
 		},
 	}
-	fresh.Flags().StringVar(&algorithm, "algorithm", string(hwcrypto.ECDSAP256), "ecdsa-p256, ecdsa-p384, rsa-2048 or hmac-sha256")
+	c.Flags().StringVar(&algorithm, "algorithm", string(hwcrypto.ECDSAP256), "ecdsa-p256, ecdsa-p384, rsa-2048 or hmac-sha256")
+	return c
+}
 
+func (a *app) keysCSR() *cobra.Command {
 	var cn string
 	var sans []string
-	csr := &cobra.Command{
+	c := &cobra.Command{
 		Use:   "csr NAME",
 		Short: "Print a certificate request (PKCS#10, PEM) that the key has signed in its chip",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if cn == "" {
+				cfg, _, err := outline(a.config(), kinds())
+				if err != nil {
+					return err
+				}
+				cn = cfg.Gateway.ID
+			}
 			return a.withKeys(c.Context(), args[0], func(ctx context.Context, ring *keyring.Ring) error {
 				pem, err := ring.CSR(ctx, args[0], pkix.Name{CommonName: cn}, sans)
 				if err != nil {
@@ -80,21 +94,13 @@ func (a *app) keysVerb() *cobra.Command {
 			})
 		},
 	}
-	csr.Flags().StringVar(&cn, "cn", "", "the subject's common name (default: gateway.id)")
-	csr.Flags().StringSliceVar(&sans, "san", nil, "a DNS name, IP address, URI or mail address; may be repeated")
-	run := csr.RunE
-	csr.RunE = func(c *cobra.Command, args []string) error {
-		if cn == "" {
-			cfg, _, err := outline(a.config(), kinds())
-			if err != nil {
-				return err
-			}
-			cn = cfg.Gateway.ID
-		}
-		return run(c, args)
-	}
+	c.Flags().StringVar(&cn, "cn", "", "the subject's common name (default: gateway.id)")
+	c.Flags().StringSliceVar(&sans, "san", nil, "a DNS name, IP address, URI or mail address; may be repeated")
+	return c
+}
 
-	imported := &cobra.Command{
+func (a *app) keysImport() *cobra.Command {
+	return &cobra.Command{
 		Use:   "import NAME FILE",
 		Short: "Take a shared secret (never a private key) into the chip; the file may hold hex: or base64:",
 		Long: `A key that a device names by psk = "key:NAME" takes the device's pre-shared key, in the form in which the chip computes with it in handshakes.
@@ -128,9 +134,11 @@ Every other key takes the secret of an HMAC as it is.`,
 			})
 		},
 	}
+}
 
+func (a *app) keysSeal() *cobra.Command {
 	var with string
-	seal := &cobra.Command{
+	c := &cobra.Command{
 		Use:   "seal FILE",
 		Short: "Seal a secret by the chip, for sealed:/path in the configuration; - is standard input",
 		Args:  cobra.ExactArgs(1),
@@ -159,9 +167,7 @@ Every other key takes the secret of an HMAC as it is.`,
 			})
 		},
 	}
-	seal.Flags().StringVar(&with, "key", "", "the `name` of the key whose chip seals (default: the first of the file that lives in a chip)")
-
-	c.AddCommand(list, fresh, csr, imported, seal, a.keysAttest(), a.keysRotate(), a.keysNeedsRenewal())
+	c.Flags().StringVar(&with, "key", "", "the `name` of the key whose chip seals (default: the first of the file that lives in a chip)")
 	return c
 }
 
