@@ -215,40 +215,10 @@ func (a *app) initialize(ctx context.Context, got answers) error {
 	if err != nil {
 		return err
 	}
-	data := map[string]any{"ID": got.ID, "Device": got.Device, "Cloud": got.Cloud, "Host": "", "State": "", "Socket": "", "CA": got.CA,
-		"Secure": strings.HasPrefix(got.Cloud, "mqtts:") || strings.HasPrefix(got.Cloud, "wss:")}
-	if got.Reach == "local" {
-		data["Host"] = "127.0.0.1"
-	}
-	// Where systemd says nothing else, the defaults hold and need not be written.
-	if i.state != "/var/lib/drawbridge" {
-		data["State"] = i.state
-	}
-	if run := systemdDir(os.Getenv, "RUNTIME_DIRECTORY", "/run/drawbridge"); run != "/run/drawbridge" {
-		data["Socket"] = filepath.Join(run, "drawbridge.sock")
-	}
-	if got.CA != "" {
-		if data["CA"], err = filepath.Abs(got.CA); err != nil {
-			return err
-		}
-	}
-	key, cert := got.Key, i.cert()
-	switch key {
-	case "tpm":
-		key = i.tpm
-	case "file":
-		key = i.file
-	}
-	if key != i.uri() { // the certificate of the first start is for another key
-		scheme, _, _ := strings.Cut(key, ":")
-		cert = filepath.Join(i.state, "identity-"+scheme+".crt")
-	}
-	data["Key"], data["Cert"] = key, cert
-	var file bytes.Buffer
-	if err := initConfig.Execute(&file, data); err != nil {
+	file, err := got.file(i)
+	if err != nil {
 		return err
 	}
-
 	dir := filepath.Dir(path)
 	if err := errors.Join(os.MkdirAll(dir, 0o750), os.MkdirAll(i.state, 0o700)); err != nil {
 		return fmt.Errorf("init: %w", err)
@@ -271,12 +241,12 @@ func (a *app) initialize(ctx context.Context, got answers) error {
 			made = append(made, name)
 		}
 	}
-	cfg, err := checked(path, file.Bytes())
+	cfg, err := checked(path, file)
 	if err == nil {
 		err = keepIdentity(ctx, cfg, owner)
 	}
 	if err == nil {
-		err = replaceConfig(path, file.Bytes())
+		err = replaceConfig(path, file)
 	}
 	if err != nil {
 		for _, name := range made {
@@ -290,6 +260,46 @@ func (a *app) initialize(ctx context.Context, got answers) error {
 	}
 	fmt.Fprintln(a.out, "next: drawbridge check && systemctl reload drawbridge")
 	return nil
+}
+
+// file gives the configuration that the answers ask for.
+func (got answers) file(i identity) ([]byte, error) {
+	data := map[string]any{"ID": got.ID, "Device": got.Device, "Cloud": got.Cloud, "Host": "", "State": "", "Socket": "", "CA": got.CA,
+		"Secure": strings.HasPrefix(got.Cloud, "mqtts:") || strings.HasPrefix(got.Cloud, "wss:")}
+	if got.Reach == "local" {
+		data["Host"] = "127.0.0.1"
+	}
+	// Where systemd says nothing else, the defaults hold and need not be written.
+	if i.state != "/var/lib/drawbridge" {
+		data["State"] = i.state
+	}
+	if run := systemdDir(os.Getenv, "RUNTIME_DIRECTORY", "/run/drawbridge"); run != "/run/drawbridge" {
+		data["Socket"] = filepath.Join(run, "drawbridge.sock")
+	}
+	if got.CA != "" {
+		ca, err := filepath.Abs(got.CA)
+		if err != nil {
+			return nil, err
+		}
+		data["CA"] = ca
+	}
+	key, cert := got.Key, i.cert()
+	switch key {
+	case "tpm":
+		key = i.tpm
+	case "file":
+		key = i.file
+	}
+	if key != i.uri() { // the certificate of the first start is for another key
+		scheme, _, _ := strings.Cut(key, ":")
+		cert = filepath.Join(i.state, "identity-"+scheme+".crt")
+	}
+	data["Key"], data["Cert"] = key, cert
+	var file bytes.Buffer
+	if err := initConfig.Execute(&file, data); err != nil {
+		return nil, err
+	}
+	return file.Bytes(), nil
 }
 
 // checked reads a file that is still to be written.
