@@ -19,7 +19,7 @@ var (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := execute(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr})
+	code := execute(ctx, os.Args[1:], streams{os.Stdin, guarded(os.Stdout), guarded(os.Stderr)})
 	stop()
 	os.Exit(code)
 }
