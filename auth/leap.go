@@ -33,6 +33,7 @@ type leaps struct {
 
 	mu     sync.Mutex
 	since  time.Time     // guarded by mu; dates from then on were given in one go
+	chain  int           // guarded by mu; so many of the last leaps came one upon the other: what was dated before one of them is made good by the later ones, too
 	unsure bool          // guarded by mu; the clock was not believed
 	now    time.Time     // guarded by mu; at the last look
 	at     time.Duration // guarded by mu; elapsed, then
@@ -98,9 +99,16 @@ func (l *leaps) look(now time.Time, elapsed time.Duration, believed bool) {
 		l.slept = s
 	}
 	if by >= leastLeap {
-		known := append(slices.Clone(*l.known.Load()), leap{l.since, now.Add(-by / 2), by})
+		known := slices.Clone(*l.known.Load())
+		for i := len(known) - l.chain; i < len(known); i++ {
+			known[i].by += by
+		}
+		known = append(known, leap{l.since, now.Add(-by / 2), by})
 		known = known[max(0, len(known)-maxLeaps):]
 		l.known.Store(&known)
+		l.chain = min(l.chain+1, len(known))
+	} else if by <= -leastLeap {
+		l.chain = 0
 	}
 	if by.Abs() >= leastLeap {
 		l.since, l.news = now, true

@@ -60,6 +60,22 @@ func TestLeaps(t *testing.T) {
 				t.Errorf("what was dated by an earlier process that knew the time moved to %v", got)
 			}
 		},
+		"a clock that comes to the time in two leaps is right after the second": func(t *testing.T, m *machine) {
+			c := m.start(t, built)
+			dated := c.Now()
+			time.Sleep(time.Hour)
+			m.ahead.Add(int64(built.Add(240 * time.Hour).Sub(m.system())))
+			time.Sleep(time.Hour)
+			between := c.Now()
+			c.Correct(between)
+			time.Sleep(time.Hour)
+			m.ahead.Add(int64(480 * time.Hour))
+			for date, want := range map[time.Time]time.Duration{dated: 3 * time.Hour, between: time.Hour} {
+				if age := c.Now().Sub(c.Correct(date)); (age - want).Abs() > time.Second {
+					t.Errorf("it is %v old, not %v", want, age)
+				}
+			}
+		},
 		"a clock that is put right by seconds has not leapt": func(t *testing.T, m *machine) {
 			m.ahead.Store(int64(built.Sub(m.system()) + time.Hour))
 			c := m.start(t, built)
