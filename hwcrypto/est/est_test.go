@@ -79,12 +79,12 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("refused: %v", err)
 	}
 	ca.Refuse("")
-	ca.Later(true)
+	ca.Later(2 * time.Minute)
 	var later *LaterError
 	if _, err := c.Enroll(t.Context(), csr, k.Public()); !errors.As(err, &later) || later.After != 2*time.Minute {
 		t.Errorf("later: %v", err)
 	}
-	ca.Later(false)
+	ca.Later(0)
 	ca.CertifyAnother(true)
 	if _, err := c.Enroll(t.Context(), csr, k.Public()); err == nil || !strings.Contains(err.Error(), "another key") {
 		t.Errorf("another key: %v", err)

@@ -233,10 +233,13 @@ func (r *Ring) renew(ctx context.Context, state map[string]*renewal) {
 		if ctx.Err() != nil {
 			return
 		}
-		wait := min(max(s.Certificate.NotAfter.Sub(now)/20, time.Minute), time.Hour)
+		left := s.Certificate.NotAfter.Sub(now)
+		wait := min(max(left/20, time.Minute), time.Hour)
 		var later *est.LaterError
 		if errors.As(err, &later) {
-			wait = later.After
+			if wait = later.After; left > 0 {
+				wait = min(wait, max(left/2, time.Minute)) // it is asked once more before it is too late
+			}
 		}
 		state[name] = &renewal{now.Add(wait)}
 		r.reporter(name).Set(RenewalFailed, err.Error())

@@ -55,9 +55,9 @@ func TestEnrolmentAndRenewal(t *testing.T) {
 		t.Error("tried again at once")
 	}
 	s.now = s.now.Add(2 * time.Minute)
-	ca.Later(true)
+	ca.Later(2 * time.Minute)
 	s.renew(t.Context(), state)
-	ca.Later(false)
+	ca.Later(0)
 	s.now = s.now.Add(time.Minute)
 	s.renew(t.Context(), state)
 	if _, renewed := ca.Counts(); renewed != 0 {
@@ -76,6 +76,27 @@ func TestEnrolmentAndRenewal(t *testing.T) {
 	cert, err := s.Certificate(t.Context(), "identity")
 	if err != nil || cert.Leaf.NotAfter.Equal(first.Certificate.NotAfter) || cert.Leaf.Subject.CommonName != "gw1" {
 		t.Errorf("after renewal: %v", err)
+	}
+}
+
+// A CA in which a person looks at requests may ask for patience that lasts longer than the certificate.
+func TestACertificateIsNotLeftToEndByACAThatWantsTime(t *testing.T) {
+	t.Parallel()
+	ca := keytest.NewEST(t, "gw1", "once")
+	s := estSite(t, ca)
+	first, err := s.Enroll(t.Context(), "identity", Enrolment{Subject: pkix.Name{CommonName: "gw1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := map[string]*renewal{}
+	s.now = first.Certificate.RenewAt
+	ca.Later(7 * 24 * time.Hour)
+	s.renew(t.Context(), state)
+	ca.Later(0)
+	s.now = first.Certificate.NotAfter.Add(-time.Minute)
+	s.renew(t.Context(), state)
+	if _, renewed := ca.Counts(); renewed != 1 {
+		t.Errorf("renewed %d times before the end", renewed)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -26,7 +27,7 @@ type EST struct {
 	valid    time.Duration
 	age      time.Duration // of a new certificate
 	refuse   string        // why requests are refused; "": they are not
-	later    bool
+	later    time.Duration
 	other    bool // certifies another key
 	enrolled int
 	renewed  int
@@ -56,8 +57,8 @@ func NewEST(t testing.TB, user, password string) *EST {
 			case e.refuse != "":
 				http.Error(w, e.refuse, http.StatusForbidden)
 				return
-			case e.later:
-				w.Header().Set("Retry-After", "120")
+			case e.later > 0:
+				w.Header().Set("Retry-After", strconv.Itoa(int(e.later/time.Second)))
 				w.WriteHeader(http.StatusAccepted)
 				return
 			}
@@ -148,8 +149,8 @@ func CertsOnly(certs ...*x509.Certificate) ([]byte, error) {
 // Refuse has requests refused for a reason; "" ends it.
 func (e *EST) Refuse(why string) { e.mu.Lock(); e.refuse = why; e.mu.Unlock() }
 
-// Later has requests answered by 202.
-func (e *EST) Later(on bool) { e.mu.Lock(); e.later = on; e.mu.Unlock() }
+// Later has requests answered by 202: the client is to ask again after d; zero ends it.
+func (e *EST) Later(d time.Duration) { e.mu.Lock(); e.later = d; e.mu.Unlock() }
 
 // CertifyAnother has another key than the request's certified.
 func (e *EST) CertifyAnother(on bool) { e.mu.Lock(); e.other = on; e.mu.Unlock() }
