@@ -69,6 +69,16 @@ func Kind() southbound.Kind {
 // Check implements config.Checker.
 func (c *Config) Check(s *config.Scope) {
 	s.Address("listen", c.Listen)
+	c.checkSecurity(s)
+	if c.StateKey != "" {
+		s.Key("state_key", c.StateKey)
+	}
+	c.checkSuites(s)
+	c.checkObserve(s)
+	c.checkLimits(s)
+}
+
+func (c *Config) checkSecurity(s *config.Scope) {
 	if c.Transport == "tcp" && !s.Given("security") {
 		s.Errorf("transport", `transport "tcp" needs security = ["x509"] or ["none"]`)
 	}
@@ -116,9 +126,9 @@ func (c *Config) Check(s *config.Scope) {
 			s.Errorf("ecdhe", `ecdhe = "chip" goes with DTLS alone`)
 		}
 	}
-	if c.StateKey != "" {
-		s.Key("state_key", c.StateKey)
-	}
+}
+
+func (c *Config) checkSuites(s *config.Scope) {
 	for i, name := range c.Suites {
 		var all []string
 		for _, suite := range dtls.Suites() {
@@ -131,6 +141,9 @@ func (c *Config) Check(s *config.Scope) {
 			s.Errorf("suites", "%v", err)
 		}
 	}
+}
+
+func (c *Config) checkObserve(s *config.Scope) {
 	if len(c.Observe) > maxWatches {
 		s.Errorf("observe", "observe: %d resources are more than %d", len(c.Observe), maxWatches)
 	}
@@ -145,6 +158,9 @@ func (c *Config) Check(s *config.Scope) {
 			s.Errorf(key, "observe: no rule lets a device report on %q", resource).Hint = fmt.Sprintf("write an [[allow]] with op = \"report\" and resources = [%q]", resource)
 		}
 	}
+}
+
+func (c *Config) checkLimits(s *config.Scope) {
 	positive := func(key string, ok bool) {
 		if !ok {
 			s.Errorf(key, "%s: must be more than 0", key)

@@ -144,15 +144,12 @@ func (w *etchRecord) matches(r *senml.Record) bool {
 	return r.Name == w.Name && (w.Time == nil || r.Time != nil && *r.Time == *w.Time) && (w.Unit == "" || r.Unit == w.Unit)
 }
 
-// parseEtch reads a Fetch or Patch Pack.
-func parseEtch(format uint32, body []byte) ([]etchRecord, error) {
-	var p senml.Pack
-	var removes []bool
-	var err error
+// parseEtchPack reads a Fetch or Patch Pack as the SenML that it is but for values of null, and tells which records have one.
+func parseEtchPack(format uint32, body []byte) (p senml.Pack, removes []bool, err error) {
 	if format == formatEtchCBOR {
 		var records []map[any]cbor.RawMessage
 		if cbor.Unmarshal(body, &records) != nil {
-			return nil, errPatchSyntax
+			return nil, nil, errPatchSyntax
 		}
 		removes = make([]bool, len(records))
 		for i, r := range records {
@@ -169,7 +166,7 @@ func parseEtch(format uint32, body []byte) ([]etchRecord, error) {
 	} else {
 		var records []map[string]json.RawMessage
 		if json.Unmarshal(body, &records) != nil {
-			return nil, errPatchSyntax
+			return nil, nil, errPatchSyntax
 		}
 		removes = make([]bool, len(records))
 		for i, r := range records {
@@ -185,7 +182,16 @@ func parseEtch(format uint32, body []byte) ([]etchRecord, error) {
 		}
 	}
 	if err != nil || len(p) == 0 {
-		return nil, errPatchSyntax
+		return nil, nil, errPatchSyntax
+	}
+	return p, removes, nil
+}
+
+// parseEtch reads a Fetch or Patch Pack.
+func parseEtch(format uint32, body []byte) ([]etchRecord, error) {
+	p, removes, err := parseEtchPack(format, body)
+	if err != nil {
+		return nil, err
 	}
 	var base senml.Record
 	list := make([]etchRecord, len(p))
