@@ -57,7 +57,7 @@ token = "plant"
 	if code, out := enroll(); code != exitYes {
 		t.Fatalf("the first: %d %s", code, out)
 	}
-	if code, out := enroll(); code != exitFailed || !strings.Contains(out, `so the old one stays: connector cloud: log-in: token plant: `) {
+	if code, out := enroll(); code != exitFailed || !strings.Contains(out, `so the old one stays: connector cloud: log-in: nothing listens at the peer's port (token plant: `) {
 		t.Errorf("the second: %d %s", code, out)
 	}
 }
