@@ -2,7 +2,8 @@
 //
 // A pack that is read without error obeys the RFC: every record has a name after resolution, at most one value, numbers that
 // are finite, one version. Labels that are unknown are left out, unless they end in "_": those have to be understood (section 4.4),
-// and are an error. Packs are bounded to MaxRecords.
+// and are an error. Packs are bounded to MaxRecords, and what Resolve makes of their names and units to MaxText: a long base name in few octets
+// stands before every record's.
 //
 // It does not read XML or EXI, nor streams (SensML).
 package senml
@@ -20,6 +21,9 @@ import (
 
 // MaxRecords bounds the records of a pack.
 const MaxRecords = 4096
+
+// MaxText bounds the names and units of a resolved pack, in octets.
+const MaxText = 1 << 20
 
 // version is the one that RFC 8428 defines (section 4.1).
 const version = 10
@@ -57,9 +61,13 @@ func (p Pack) Resolve(now time.Time) (Pack, error) {
 	var base Record
 	clock := float64(now.UnixMilli()) / 1000
 	out := make(Pack, 0, len(p))
+	text := 0
 	for i, r := range p {
 		if err := base.rebase(&r); err != nil {
 			return nil, fmt.Errorf("record %d: %w", i+1, err)
+		}
+		if text += len(base.BaseName) + len(r.Name) + max(len(base.BaseUnit), len(r.Unit)); text > MaxText {
+			return nil, fmt.Errorf("the pack has more than %d octets of names and units", MaxText)
 		}
 		r, err := r.resolve(&base, clock)
 		if err != nil {

@@ -122,8 +122,10 @@ func TestRefused(t *testing.T) {
 		`[{"n":"a","v":1e308,"bv":1e308}]`: "not finite",
 		`[{"n":"a","vd":"*"}]`:             "not base64url",
 		`[null]`:                           "not a JSON object",
-		`[{"n":"a","v":1},{"bver":5},{"bver":6}]`:                                 "version changes",
-		`[` + strings.Repeat(`{"n":"a","v":1},`, MaxRecords) + `{"n":"a","v":1}]`: "more than",
+		`[{"n":"a","v":1},{"bver":5},{"bver":6}]`:                                                             "version changes",
+		`[` + strings.Repeat(`{"n":"a","v":1},`, MaxRecords) + `{"n":"a","v":1}]`:                             "more than",
+		`[{"bn":"` + strings.Repeat("a", 1024) + `","v":1}` + strings.Repeat(`,{"v":1}`, 1024) + `]`:          "octets of names and units",
+		`[{"bn":"a","bu":"` + strings.Repeat("W", 1024) + `","v":1}` + strings.Repeat(`,{"v":1}`, 1024) + `]`: "octets of names and units",
 	} {
 		p, err := ParseJSON([]byte(in))
 		if err == nil {
