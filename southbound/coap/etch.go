@@ -84,6 +84,10 @@ func (t *turn) fetch(s *session, p *packet, path []byte) {
 			return
 		}
 	}
+	if len(target)*len(wanted) > maxComparisons {
+		t.say(s, p, codeOfEtch(errUnprocessable), nil)
+		return
+	}
 	selected := slices.DeleteFunc(target, func(r senml.Record) bool {
 		return !slices.ContainsFunc(wanted, func(w etchRecord) bool { return w.matches(&r) })
 	})
@@ -94,6 +98,9 @@ func (t *turn) fetch(s *session, p *packet, path []byte) {
 	}
 	t.sayContent(s, p, content, uintOption(message.ContentFormat, uint32(v.format)), uintOption(message.MaxAge, valueMaxAge))
 }
+
+// maxComparisons bounds the records of a Fetch or Patch Pack times those of the last value: devices are answered under one lock.
+const maxComparisons = 1 << 17
 
 // pack gives a last value in SenML with names resolved.
 func (v *value) pack() (senml.Pack, error) {
@@ -194,6 +201,7 @@ func parseEtch(format uint32, body []byte) ([]etchRecord, error) {
 		return nil, err
 	}
 	var base senml.Record
+	text := 0
 	list := make([]etchRecord, len(p))
 	for i, r := range p {
 		if r.BaseName != "" {
@@ -206,6 +214,9 @@ func parseEtch(format uint32, body []byte) ([]etchRecord, error) {
 			base.BaseUnit = r.BaseUnit
 		}
 		if r.BaseValue != nil || r.BaseSum != nil {
+			return nil, errUnprocessable
+		}
+		if text += len(base.BaseName) + len(r.Name) + max(len(base.BaseUnit), len(r.Unit)); text > senml.MaxText {
 			return nil, errUnprocessable
 		}
 		r.Name = base.BaseName + r.Name
@@ -269,6 +280,9 @@ func (v *value) patch(format int, body []byte) ([]byte, error) {
 
 // encodeChanged replaces, removes and adds records (RFC 8790 section 3.2).
 func encodeChanged(format int, target senml.Pack, changes []etchRecord) ([]byte, error) {
+	if (len(target)+len(changes))*len(changes) > maxComparisons {
+		return nil, errUnprocessable
+	}
 	for _, c := range changes {
 		found := false
 		target = slices.DeleteFunc(target, func(r senml.Record) bool {

@@ -2,6 +2,9 @@ package coap
 
 import (
 	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/plgd-dev/go-coap/v3/message"
@@ -115,6 +118,48 @@ func TestPATCHOfWhatIsNotThereIsAReport(t *testing.T) {
 	p := w.one(w.feed(w.request(con, ipatch, 2, "t", "/a", []byte(`[{"n":"a","v":1}]`), uintOption(message.ContentFormat, formatEtch))))
 	if p.code != codes.Changed || len(w.up.Messages()) != 1 || w.l.values.get("anonymous", "/a") != nil {
 		t.Errorf("answered %s; %d submitted", codeText(p.code), len(w.up.Messages()))
+	}
+}
+
+// TestPacksThatAreMuchWorkAreRefused: a few octets of a base name stand before every record's, and each record is held against each.
+func TestPacksThatAreMuchWorkAreRefused(t *testing.T) {
+	pack := func(base string, n int, value string) string {
+		var b strings.Builder
+		fmt.Fprintf(&b, `[{"bn":%q,"n":"0"%s}`, base, value)
+		for i := 1; i < n; i++ {
+			fmt.Fprintf(&b, `,{"n":"%d"%s}`, i, value)
+		}
+		return b.String() + "]"
+	}
+	for name, c := range map[string]struct{ value, change string }{
+		"a long base name of the value": {pack(strings.Repeat("a", 8000), 200, `,"v":1`), pack("b", 1, `,"v":1`)},
+		"a long base name of the pack":  {pack("a", 1, `,"v":1`), pack(strings.Repeat("a", 8000), 200, `,"v":1`)},
+		"many records":                  {pack("a", 800, `,"v":1`), pack("b", 800, `,"v":1`)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := &value{format: formatSenML, payload: []byte(c.value)}
+			if _, err := v.patch(formatEtch, []byte(c.change)); !errors.Is(err, errUnprocessable) && !errors.Is(err, errConflict) {
+				t.Errorf("PATCH: %v", err)
+			}
+		})
+	}
+	w := newWire(t, func(c *Config) { c.MaxPayload = 64 << 10 })
+	blocks := func(code codes.Code, mid uint16, format uint32, content string) packet {
+		for num := uint32(0); ; num++ {
+			part := content[1024*num:]
+			more := len(part) > 1024
+			p := w.one(w.feed(w.request(con, code, mid+uint16(num), "t", "/a", []byte(part[:min(len(part), 1024)]), uintOption(message.ContentFormat, format),
+				block{num: num, more: more, szx: maxBlockSZX}.option(message.Block1))))
+			if !more {
+				return p
+			}
+		}
+	}
+	if p := blocks(codes.PUT, 1, formatSenML, pack("a", 800, `,"v":1`)); p.code != codes.Changed {
+		t.Fatal(codeText(p.code))
+	}
+	if p := blocks(fetch, 1000, formatEtch, pack("b", 800, "")); p.code != unprocessableEntity {
+		t.Errorf("FETCH: %s", codeText(p.code))
 	}
 }
 
