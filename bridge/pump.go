@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"time"
 
@@ -149,7 +150,7 @@ func (p *pump) session(ctx context.Context, c northbound.Connector, beat Beat) (
 	}
 	defer p.setCancel(nil)
 
-	dialCtx, dialed := context.WithTimeoutCause(ctx, dialTime, fmt.Errorf("no session within %v", dialTime))
+	dialCtx, dialed := context.WithTimeoutCause(ctx, dialTime, fmt.Errorf("no session within %v: %w", dialTime, os.ErrDeadlineExceeded))
 	s, err := c.Dial(dialCtx, &downlink{p.b, p.name, p.b.state.Load().s.Table.filters(p.name)})
 	dialed()
 	if err != nil {

@@ -77,7 +77,7 @@ func (s *session) dialCoAP(ctx context.Context, b badge) (wire, error) {
 	if err := conn.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		raw.Close()
-		return nil, c.explain(fmt.Errorf("dtls: %w", alerted(err)))
+		return nil, c.explain(b.refused(fmt.Errorf("dtls: %w", alerted(err))))
 	}
 	parallel := c.cfg.requests()
 	w := &overCoAP{c, coapdtls.Client(conn, options.WithCloseSocket(), options.WithErrors(func(error) {}), // each request gives its own error

@@ -1,8 +1,10 @@
 package onem2m
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/drawbridge/drawbridge/internal/health"
@@ -29,6 +31,18 @@ func (r *refusal) Explain(now time.Time) (health.Explanation, bool) {
 	}
 	m := meanings[r.rsc]
 	return health.Explanation{Meaning: m}, m != nil
+}
+
+var pskRefused = health.Meaning{Name: "cse-psk", What: "the CSE does not take the pre-shared key of {identity}",
+	Hint: "compare `psk` and `psk_id` with what is registered at the CSE; does it take pre-shared keys at this port?"}
+
+// refused gives the error of a handshake by a pre-shared key its meaning: what peers say of one varies, and many say nothing.
+func (b badge) refused(err error) error {
+	_, alert := health.AlertOf(err)
+	if b.pskID == "" || !alert && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return pskRefused.Of(err, health.Values{"identity": strconv.Quote(b.pskID)})
 }
 
 // alerted makes the error of a DTLS handshake one that tells the peer's alert: pion has a type for alerts that it keeps to itself.
