@@ -196,7 +196,7 @@ func (g *gateway) run(ctx context.Context) error {
 	for _, l := range g.plan.listeners {
 		g.startListener(inner, l, first)
 	}
-	err := g.awaitListeners(ctx, first)
+	err := awaitListeners(ctx, g.plan.listeners, first)
 	if err == nil {
 		g.log.Info("ready", "listeners", len(g.plan.listeners), "connectors", len(g.plan.connectors))
 		close(g.ready) // from here on the plan may be another
@@ -206,8 +206,8 @@ func (g *gateway) run(ctx context.Context) error {
 }
 
 // awaitListeners waits until every listener is bound, or one has failed, or ctx has ended.
-func (g *gateway) awaitListeners(ctx context.Context, failed <-chan error) error {
-	for _, l := range g.plan.listeners {
+func awaitListeners(ctx context.Context, listeners map[string]*listener, failed <-chan error) error {
+	for _, l := range listeners {
 		select {
 		case <-l.bound:
 		case err := <-failed:

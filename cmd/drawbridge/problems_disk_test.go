@@ -299,7 +299,10 @@ func (h *house) partFails() {
 	defer taken.Close()
 	second := strings.NewReplacer("[listener.shop]", "[listener.yard]", "127.0.0.1:0", taken.Addr().String()).Replace(shop[:strings.Index(shop, "[[allow]]")])
 	h.brings("task-failed", "task listener yard", func() {
-		h.reload(shop, second)
+		h.configure(shop, second)
+		if out, code := h.verb("reload"); code != exitFailed || !strings.Contains(out, "reload: listener yard: ") {
+			h.Fatalf("reload: %d %s", code, out)
+		}
 		eventually(h, "readyz to name it", func() bool { return strings.Contains(h.get("/readyz"), "listener yard: not bound: ") })
 	}, func() {
 		h.reload(shop, strings.Replace(second, taken.Addr().String(), "127.0.0.1:0", 1))

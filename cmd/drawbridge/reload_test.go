@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -61,6 +62,21 @@ func TestReload(t *testing.T) {
 	s.write("drawbridge.toml", string(good))
 	if out, err = s.drawbridge("reload"); err != nil || !strings.Contains(out, "stopped: listener local") {
 		t.Errorf("reload without the listener: %v\n%s", err, out)
+	}
+
+	// An address that another program has is said to who asked.
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	s.write("drawbridge.toml", string(good)+"\n[listener.local]\ntype = \"mqtt\"\nlisten = \""+taken.Addr().String()+"\"\nsecurity = [\"none\"]\nauth = [\"password\"]\n")
+	if out, err = s.drawbridge("reload"); err == nil || !strings.Contains(out, "error: reload: listener local: listen on") || !strings.Contains(out, "address already in use") {
+		t.Errorf("reload with a listener whose address is taken: %v\n%s", err, out)
+	}
+	s.write("drawbridge.toml", string(good))
+	if out, err = s.drawbridge("reload"); err != nil || !strings.Contains(out, "stopped: listener local") {
+		t.Errorf("reload without that listener: %v\n%s", err, out)
 	}
 
 	// What is read once is refused, with a hint.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -47,7 +48,16 @@ func (g *gateway) reload(ctx context.Context) (status.Reloaded, error) {
 	if err := g.realm.Swap(ctx, cfg); err != nil {
 		return status.Reloaded{}, errors.Join(err, g.tokens.Swap(old.cfg.Tokens), g.keys.Swap(old.cfg.Keys, filepath.Dir(old.cfg.Path)))
 	}
-	return g.takeOver(ctx, old, fresh), nil
+	failed := make(chan error, len(fresh.listeners))
+	done := g.takeOver(ctx, old, fresh, failed)
+	started := maps.Clone(fresh.listeners)
+	maps.DeleteFunc(started, func(name string, l *listener) bool { return old.listeners[name] == l })
+	moment, cancel := context.WithTimeout(ctx, stopWithin)
+	defer cancel()
+	if err := awaitListeners(moment, started, failed); err != nil {
+		return done, hinted(fmt.Errorf("reload: %w", err), "all else was taken over, and the listener is tried again; `drawbridge status` shows it")
+	}
+	return done, nil
 }
 
 // needsRestart names the settings that are read once.
@@ -77,7 +87,8 @@ func sameIssuer(old, fresh *config.Issuer) bool {
 	return a == b
 }
 
-func (g *gateway) takeOver(ctx context.Context, old, fresh *plan) status.Reloaded {
+// takeOver puts fresh in the place of old. failed is told of listeners that cannot be bound.
+func (g *gateway) takeOver(ctx context.Context, old, fresh *plan, failed chan<- error) status.Reloaded {
 	var done status.Reloaded
 	stopping, cancel := context.WithTimeoutCause(ctx, stopWithin, errors.New("it took too long"))
 	defer cancel()
@@ -123,7 +134,7 @@ func (g *gateway) takeOver(ctx context.Context, old, fresh *plan) status.Reloade
 	}
 	for name, l := range fresh.listeners {
 		if l.task == nil {
-			g.startListener(ctx, l, nil)
+			g.startListener(ctx, l, failed)
 			note("listener", name, old.listeners[name] != nil)
 			continue
 		}
