@@ -78,6 +78,7 @@ type Bridge struct {
 	recent  recentCommands
 	seals   seals
 	opened  *openedCommands
+	damage  *damage
 
 	mu    sync.Mutex
 	pumps map[string]*pump // guarded by mu; by connector, made when first named
@@ -131,6 +132,9 @@ func open(o Options, q queue) (*Bridge, error) {
 	}
 	if b.opened, err = openOpened(st.db); err != nil {
 		return nil, errors.Join(fmt.Errorf("bridge: opened commands: %w", err), st.close())
+	}
+	if b.damage, err = openDamage(st.db, q.Stats().Lost); err != nil {
+		return nil, errors.Join(fmt.Errorf("bridge: what was lost: %w", err), st.close())
 	}
 	b.seals.b = b
 	if st.damaged != "" {

@@ -56,7 +56,7 @@ var (
 	}
 	SpoolDamaged = health.Code{
 		Name: "spool-damaged", Title: "the disk has lost queued messages", Severity: health.Degraded,
-		Hint: "the storage is failing: replace it",
+		Hint: "the storage is failing: replace it; `drawbridge spool acknowledge` ends this until more is lost",
 	}
 	StoreDamaged = health.Code{
 		Name: "bridge-store-damaged", Title: "mailboxes and dead letters could not be read", Severity: health.Degraded,

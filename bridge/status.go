@@ -87,8 +87,10 @@ func (b *Bridge) examine() {
 		gateway.Clear(&SpoolFull)
 		gateway.Clear(&RepliesLost)
 	}
-	if stats.Lost > 0 {
-		gateway.Set(&SpoolDamaged, fmt.Sprintf("%d messages", stats.Lost))
+	if n := b.damage.unseen(stats.Lost); n > 0 {
+		gateway.Set(&SpoolDamaged, fmt.Sprintf("%d messages", n))
+	} else {
+		gateway.Clear(&SpoolDamaged)
 	}
 	connectors := b.state.Load().s.Connectors
 	var orphans []string

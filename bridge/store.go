@@ -19,6 +19,7 @@ var (
 
 	bucketWire   = []byte("wire")   // connector → its account
 	bucketOpened = []byte("opened") // openedKey → Unix seconds until which it is remembered
+	bucketSeen   = []byte("seen")   // keySeen → what a person has seen of it
 )
 
 // store is the file that keeps mailboxes and dead letters.
@@ -58,7 +59,7 @@ func openDB(path string) (*bolt.DB, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{bucketMail, bucketDead, bucketWire, bucketOpened} {
+		for _, name := range [][]byte{bucketMail, bucketDead, bucketWire, bucketOpened, bucketSeen} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

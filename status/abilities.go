@@ -108,6 +108,12 @@ type Forgetter interface {
 	Forget(connector string) (int, error)
 }
 
+// Acknowledger is the ability to take note that a person knows what damage to the disk has taken: its problem goes until more is lost.
+type Acknowledger interface {
+	// Acknowledge tells how many messages that were.
+	Acknowledge() (int, error)
+}
+
 // Prober is the ability to send a publication that carries no data, to see whether a cloud takes it.
 type Prober interface {
 	// Probe returns once the cloud has confirmed.

@@ -88,6 +88,12 @@ func (s *Server) actions(mux *http.ServeMux) {
 			return affected{count}, n.Name, err
 		}))
 	}
+	if a, ok := s.o.Source.(Acknowledger); ok {
+		mux.Handle("POST /v1/spool/acknowledge", action(s, "acknowledge damage", func(*http.Request, struct{}) (any, string, error) {
+			count, err := a.Acknowledge()
+			return affected{count}, "", err
+		}))
+	}
 	if a, ok := s.o.Source.(Prober); ok {
 		mux.Handle("POST /v1/connectors/probe", action(s, "probe connector", func(r *http.Request, n named) (any, string, error) {
 			return affected{1}, n.Name, a.Probe(r.Context(), n.Name)

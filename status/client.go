@@ -76,6 +76,11 @@ func (c *Client) Forget(ctx context.Context, connector string) (int, error) {
 	return c.act(ctx, "/v1/connectors/forget", named{connector})
 }
 
+// Acknowledge takes note of what damage to the disk has taken, and tells how many messages that were.
+func (c *Client) Acknowledge(ctx context.Context) (int, error) {
+	return c.act(ctx, "/v1/spool/acknowledge", struct{}{})
+}
+
 func (c *Client) act(ctx context.Context, path string, in any) (int, error) {
 	var n affected
 	err := c.do(ctx, http.MethodPost, path, in, &n)

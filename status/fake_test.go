@@ -144,6 +144,11 @@ func (g *gateway) Resume(connector string) error {
 	return nil
 }
 
+func (g *gateway) Acknowledge() (int, error) {
+	g.note("acknowledge")
+	return 1, nil
+}
+
 func (g *gateway) Forget(connector string) (int, error) {
 	g.note("forget %s", connector)
 	return 7, nil

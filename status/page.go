@@ -74,7 +74,7 @@ type view struct {
 }
 
 // abilities say which actions are offered.
-type abilities struct{ Reload, Test, Disconnect, Pause, Probe, Forget bool }
+type abilities struct{ Reload, Test, Disconnect, Pause, Probe, Forget, Acknowledge bool }
 
 // tried is a report that was tried on the routes.
 type tried struct {
@@ -92,7 +92,7 @@ func (s *Server) view(r *http.Request, sh sheet) *view {
 	}
 	v.Can.Test = can[RouteTester](s)
 	if v.Who.operator {
-		v.Can = abilities{can[Reloader](s), v.Can.Test, can[Disconnecter](s), can[Pauser](s), can[Prober](s), can[Forgetter](s)}
+		v.Can = abilities{can[Reloader](s), v.Can.Test, can[Disconnecter](s), can[Pauser](s), can[Prober](s), can[Forgetter](s), can[Acknowledger](s)}
 	}
 	return v
 }

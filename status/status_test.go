@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drawbridge/drawbridge/config"
+	"github.com/drawbridge/drawbridge/internal/health"
 	"github.com/drawbridge/drawbridge/southbound"
 )
 
@@ -145,6 +146,21 @@ func TestHealthTellsWhatIsWrong(t *testing.T) {
 	}
 }
 
+func TestDamageIsAcknowledgedOnThePage(t *testing.T) {
+	g := well()
+	page, _ := start(t, g)
+	const button = `data-do="/v1/spool/acknowledge"`
+	if _, body := get(t, page+"/"); strings.Contains(body, button) {
+		t.Error("it is offered where nothing is damaged")
+	}
+	g = well()
+	g.change(func(s *Snapshot) { s.Problems = append(s.Problems, health.Problem{Code: "spool-damaged"}) })
+	page, _ = start(t, g)
+	if _, body := get(t, page+"/"); !strings.Contains(body, button) {
+		t.Error("it is not offered")
+	}
+}
+
 func TestClientAsksAndActsOverTheSocket(t *testing.T) {
 	g := unwell()
 	g.letters = []DeadLetter{{ID: "a", Connector: "cloud", Reason: "too large"}, {ID: "b", Connector: "plant"}}
@@ -195,7 +211,10 @@ func TestClientAsksAndActsOverTheSocket(t *testing.T) {
 	if n, err := c.Forget(ctx, "old"); n != 7 || err != nil {
 		t.Errorf("forget: %d, %v", n, err)
 	}
-	want := []string{"reload", `replay 1 of ""`, `drop 1 of "plant"`, "disconnect th-17", "pause cloud", "resume cloud", "forget old"}
+	if n, err := c.Acknowledge(ctx); n != 1 || err != nil {
+		t.Errorf("acknowledge: %d, %v", n, err)
+	}
+	want := []string{"reload", `replay 1 of ""`, `drop 1 of "plant"`, "disconnect th-17", "pause cloud", "resume cloud", "forget old", "acknowledge"}
 	if got := g.done(); !reflect.DeepEqual(got, want) {
 		t.Errorf("did %q", got)
 	}

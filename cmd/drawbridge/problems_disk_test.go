@@ -241,14 +241,23 @@ func (h *house) filesDamaged() {
 	h.start()
 	store := h.appears("bridge-store-damaged", "")
 	queue := h.appears("spool-damaged", "")
-	// The loss stays to be seen until the storage is replaced.
+	// The loss stays to be seen until somebody says that it was.
 	h.stop()
-	if err := os.RemoveAll(h.path("state/spool")); err != nil {
-		h.Fatal(err)
-	}
 	h.start()
 	h.goes(store)
+	h.appears("spool-damaged", "")
+	if out, code := h.verb("spool", "acknowledge"); code != exitYes || !strings.Contains(out, "lost, which somebody knows of now\n") {
+		h.Errorf("acknowledge: %d %s", code, out)
+	}
+	if !strings.Contains(h.log.text(), `msg="action: acknowledge damage" part=status audit=true who="uid `) {
+		h.Errorf("the audit log says nothing of it:\n%s", h.log.text())
+	}
 	h.goes(queue)
+	h.stop()
+	h.start()
+	if out := h.get("/status.json"); strings.Contains(out, "spool-damaged") {
+		h.Errorf("after a restart nobody has seen it: %s", out)
+	}
 }
 
 func (h *house) commandsSleep() {

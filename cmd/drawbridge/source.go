@@ -47,6 +47,7 @@ var _ interface {
 	status.Disconnecter
 	status.Pauser
 	status.Forgetter
+	status.Acknowledger
 	status.Prober
 } = (*source)(nil)
 
@@ -346,6 +347,9 @@ func (s *source) Forget(connector string) (int, error) {
 	}
 	return 0, fmt.Errorf("nothing waits for a connector %q", connector)
 }
+
+// Acknowledge implements status.Acknowledger.
+func (s *source) Acknowledge() (int, error) { return s.bridge.Acknowledge() }
 
 // Probe implements status.Prober: it does by a connection of its own what `drawbridge doctor` does, up to the publication and its echo.
 func (s *source) Probe(ctx context.Context, connector string) error {

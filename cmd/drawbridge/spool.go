@@ -59,6 +59,14 @@ func (a *app) spoolVerb() *cobra.Command {
 			n, err := client.Drop(ctx, connector, ids)
 			return a.done(err, "%s dropped\n", plural(n, "dead letter"))
 		}),
+	}, &cobra.Command{
+		Use:   "acknowledge",
+		Short: "Take note of what damage to the disk has taken: its problem goes until more is lost",
+		Args:  cobra.NoArgs,
+		RunE: ask(func(ctx context.Context, client *status.Client, _ string, _ []string) error {
+			n, err := client.Acknowledge(ctx)
+			return a.done(err, "%s lost, which somebody knows of now\n", plural(n, "message"))
+		}),
 	}, a.spoolForgetVerb())
 	return c
 }
