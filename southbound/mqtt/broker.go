@@ -277,9 +277,13 @@ func (s *session) over(now time.Time) bool { // s.mu held
 // sweep publishes wills whose delay has run out and ends sessions and retained messages that have expired.
 func (b *broker) sweep(l *listener) {
 	now := l.now()
-	for _, m := range b.topics.expire(now, func(m *message) bool { return l.expired(m, now) }) {
-		m.home.put(retainedKey(m.topic), nil)
-	}
+	b.topics.expire(now, func(m *message) bool {
+		if !l.expired(m, now) {
+			return false
+		}
+		m.home.put(retainedKey(m.topic), nil) // before another one can be put there
+		return true
+	})
 	var offline []*session
 	b.mu.RLock()
 	for _, s := range b.sessions {

@@ -123,6 +123,23 @@ func TestWhoDoesNotReadIsNotRead(t *testing.T) {
 	})
 }
 
+func TestWhoHasLittleWaitingLosesNothingToOthers(t *testing.T) {
+	b := southtest.Start(t, plain(func(c *Config) { c.MaxQueuedTotal, c.QueueFull = 8<<10, "drop-old" }))
+	for id, topics := range map[string][]string{"little": {"little", "both"}, "much": {"much"}} {
+		sub, _ := connect5(t, b, id, durable)
+		for _, topic := range topics {
+			sub.subscribe(topic, 1)
+		}
+		sub.goodbye()
+	}
+	w, _ := connect5(t, b, "w", nil)
+	w.publish("little", "l", 1, 1, nil)
+	w.publish("much", strings.Repeat("x", 7<<10), 1, 2, nil)
+	w.publish("both", strings.Repeat("x", 3<<10), 1, 3, nil)
+	sub, _ := connect5(t, b, "little", durable)
+	sub.hears("little", "l")
+}
+
 func TestRetainedMessagesThatHaveEndedMakeRoom(t *testing.T) {
 	b := southtest.Start(t, plain(func(c *Config) { c.MaxRetained = 1 }))
 	w, _ := connect5(t, b, "w", nil)

@@ -124,6 +124,10 @@ func (s *session) room(o *outgoing) bool { // s.mu held
 		return len(s.queue) >= cfg.MaxQueued || len(s.byID) >= maxIDs || s.weight+o.size() > int(cfg.MaxQueuedBytes) ||
 			s.broker.weight.Load()+int64(o.size()) > int64(cfg.MaxQueuedTotal)
 	}
+	if over := s.broker.weight.Load() + int64(o.size()) - int64(cfg.MaxQueuedTotal); over > int64(s.weight) {
+		s.home.count.dropped.Add(1)
+		return false // to let go of what waits here would not help
+	}
 	for full() {
 		i := -1
 		if cfg.QueueFull == "drop-old" {

@@ -255,27 +255,26 @@ func (t *topics) expect(m *message) { // t.mu held
 	}
 }
 
-// expire takes away the retained messages that have expired, and gives them.
-func (t *topics) expire(now time.Time, expired func(*message) bool) (ended []*message) {
+// expire takes away the retained messages that have expired.
+func (t *topics) expire(now time.Time, expired func(*message) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.soonest.IsZero() || now.Before(t.soonest) {
-		return nil
+		return
 	}
 	t.soonest = time.Time{}
-	see := func(m *message) {
+	var ended []*message
+	collect(&t.root, "#", false, func(m *message) {
 		if expired(m) {
 			ended = append(ended, m)
 		} else {
 			t.expect(m)
 		}
-	}
-	collect(&t.root, "#", false, see)
+	})
 	for _, m := range ended {
 		t.root.prune(m.topic, func(l *level) { l.retained = nil })
 		t.weigh(m, nil)
 	}
-	return ended
 }
 
 // clear takes away what is retained on a topic and gives it.
