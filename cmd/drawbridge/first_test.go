@@ -17,7 +17,9 @@ import (
 // A first start without configuration makes an identity, serves its own machine, and says in three lines what to do next; init and a reload go
 // on with the same identity. The default ports are real, so it runs in a network of its own.
 func TestFirstStart(t *testing.T) {
-	needs.Root(t, "a network of its own")
+	if out, err := run(t, "unshare", "--net", "true"); err != nil {
+		needs.Missing(t, "the right to make a network namespace is missing:", strings.TrimSpace(out))
+	}
 	for _, place := range []struct {
 		name string
 		tpm  func(*testing.T) string

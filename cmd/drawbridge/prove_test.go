@@ -98,9 +98,8 @@ func TestProveAway(t *testing.T) {
 // mountSmall puts a disk of 24 MiB under the directory until the test ends.
 func mountSmall(t testing.TB, dir string) {
 	t.Helper()
-	needs.Root(t, "a disk of its own")
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=24m,mode=700"); err != nil {
-		t.Fatalf("mount a small file system: %v", err)
+		needs.Missing(t, "the right to mount a file system is missing:", err)
 	}
 	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
 }

@@ -17,7 +17,7 @@ func Program(t testing.TB, name string) string {
 		path, err = exec.LookPath("/usr/sbin/" + name)
 	}
 	if err != nil {
-		Missing(t, name, " is not installed")
+		Missing(t, name, "is not installed")
 	}
 	return path
 }
@@ -26,7 +26,7 @@ func Program(t testing.TB, name string) string {
 func Root(t testing.TB, what string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		Missing(t, what, " takes root")
+		Missing(t, what, "takes root")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 )
 
@@ -16,12 +17,12 @@ type end struct {
 func (e *end) Helper() {}
 
 func (e *end) Fatal(args ...any) {
-	e.how, e.why = "failed", fmt.Sprint(args...)
+	e.how, e.why = "failed", strings.TrimSpace(fmt.Sprintln(args...)) // as testing has it
 	runtime.Goexit()
 }
 
 func (e *end) Skip(args ...any) {
-	e.how, e.why = "skipped", fmt.Sprint(args...)
+	e.how, e.why = "skipped", strings.TrimSpace(fmt.Sprintln(args...))
 	runtime.Goexit()
 }
 
