@@ -221,6 +221,49 @@ func TestStreamIsReleasedWhenTheListenerStops(t *testing.T) {
 	}
 }
 
+// What the gateway says last arrives, though it has not read all that was said to it.
+func TestTheLastWordArrives(t *testing.T) {
+	much := bytes.Repeat([]byte{0x00, 0xe2}, 10_000) // pings
+	t.Run("Release", func(t *testing.T) {
+		p := dialStream(t, capable...)
+		if _, err := p.conn.Write(much); err != nil {
+			t.Fatal(err)
+		}
+		stopped := make(chan error, 1)
+		go func() { stopped <- p.b.Stop() }()
+		var last packet
+		for {
+			m, err := p.next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = m
+		}
+		p.conn.Close()
+		if last.code != codes.Release {
+			t.Errorf("the last message is %+v", last)
+		}
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("Abort", func(t *testing.T) {
+		p := dialStream(t, capable...)
+		if _, err := p.conn.Write(append([]byte{0xf0, 0xff, 0xff, 0xff, 0xff, 0x02}, much...)); err != nil {
+			t.Fatal(err)
+		}
+		if m := p.receive(); m.code != codes.Abort || string(m.payload) != "message too large" {
+			t.Errorf("the last message is %+v", m)
+		}
+		if _, err := p.next(); err != io.EOF {
+			t.Errorf("then %v", err)
+		}
+	})
+}
+
 func TestFrameLengths(t *testing.T) {
 	for _, n := range []int{0, 12, 13, 268, 269, 65804, 65805, 100_000} {
 		b := appendFrame(nil, append([]byte{0x40, 2, 0, 0}, make([]byte, n)...))

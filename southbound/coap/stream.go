@@ -284,6 +284,8 @@ func (l *listener) converse(ctx context.Context, s *session) {
 	l.remove(s)
 	l.end(t)
 	wg.Wait()
+	_, _ = io.Copy(io.Discard, s.stream.conn) // write has set an end to this
+	s.stream.conn.Close()
 	if !stop() {
 		<-stopped
 	}
@@ -303,17 +305,29 @@ type abort struct {
 
 func (a *abort) Error() string { return a.why }
 
-// write writes what is queued, and closes the connection in the end.
+// lingers is how long a peer that has been told the last is listened to: closing with unread input would throw away what it has yet to read
+// (RFC 1122 section 4.2.2.13).
+const lingers = 500 * time.Millisecond
+
+// write writes what is queued, until nothing more is to come or the peer takes it no more. In the end reading ends soon.
 func (l *listener) write(s *session) {
-	defer s.stream.conn.Close()
+	c := s.stream.conn
 	var spare []byte
 	for range s.stream.kick {
 		l.mu.Lock()
 		b, dead := s.stream.out, s.dead
 		s.stream.out = spare[:0]
 		l.mu.Unlock()
-		s.stream.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
-		if _, err := s.stream.conn.Write(b); err != nil || dead {
+		c.SetWriteDeadline(time.Now().Add(writeTimeout))
+		_, err := c.Write(b)
+		if err == nil && dead {
+			if half, ok := c.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+				c.SetReadDeadline(time.Now().Add(lingers))
+				return
+			}
+		}
+		if err != nil || dead {
+			c.Close()
 			return
 		}
 		l.count.bytesOut.Add(int64(len(b)))
