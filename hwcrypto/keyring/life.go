@@ -2,7 +2,9 @@ package keyring
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -138,7 +140,7 @@ func (r *Ring) New(ctx context.Context, name string, alg hwcrypto.Algorithm) (s 
 	return r.Status(ctx, name), created, nil
 }
 
-// Import takes a secret (an HMAC key; never a private key) into the chip. ErrKeyExists where there is a key already.
+// Import takes a secret (an HMAC key; never a private key) into the chip, unless it is there. ErrKeyExists where another key is there.
 func (r *Ring) Import(ctx context.Context, name string, secret []byte) (Status, error) {
 	e, err := r.entry(name)
 	if err != nil {
@@ -153,11 +155,27 @@ func (r *Ring) Import(ctx context.Context, name string, secret []byte) (Status, 
 		return Status{}, fmt.Errorf("key %q: %w: %s takes no secrets", name, hwcrypto.ErrUnsupported, e.uri.Scheme)
 	}
 	k, err := i.Import(ctx, e.uri, secret)
-	if err != nil {
+	switch {
+	case err == nil:
+		e.put(k)
+	case errors.Is(err, hwcrypto.ErrKeyExists) && r.holds(ctx, name, secret):
+	default:
 		return Status{}, fmt.Errorf("key %q: %w", name, err)
 	}
-	e.put(k)
 	return r.Status(ctx, name), nil
+}
+
+// holds tells whether the key in the chip is the secret, by what both make of something new.
+func (r *Ring) holds(ctx context.Context, name string, secret []byte) bool {
+	m, err := r.MAC(ctx, name)
+	if err != nil {
+		return false
+	}
+	nonce := []byte(rand.Text())
+	got, err := m.MAC(ctx, nonce)
+	want := hmac.New(sha256.New, secret)
+	want.Write(nonce)
+	return err == nil && hmac.Equal(got, want.Sum(nil))
 }
 
 // CSR gives a PKCS#10 request in PEM, signed in the chip. A SAN is an IP address, a URI, a mail address or a DNS name.
