@@ -64,6 +64,20 @@ func TestReload(t *testing.T) {
 		t.Errorf("reload without the listener: %v\n%s", err, out)
 	}
 
+	// A key that is there now is shown at once.
+	s.write("drawbridge.toml", string(good)+"\n[key.late]\nuri = \"file:late.key\"\n")
+	for _, want := range []string{"no such key", "file " + s.path("late.key")} {
+		if out, err = s.drawbridge("reload"); err != nil {
+			t.Errorf("reload with another key: %v\n%s", err, out)
+		}
+		if out, _ = s.drawbridge("status"); !strings.Contains(out, want) {
+			t.Errorf("the status does not show %q:\n%s", want, out)
+		}
+		if out, err = s.drawbridge("keys", "new", "late"); err != nil {
+			t.Fatalf("keys new: %v\n%s", err, out)
+		}
+	}
+
 	// An address that another program has is said to who asked.
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

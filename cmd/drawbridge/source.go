@@ -31,6 +31,7 @@ type source struct {
 
 	mu     sync.Mutex
 	looked time.Time    // guarded by mu; when the figures below were taken
+	of     *plan        // guarded by mu; what they are of
 	keys   []status.Key // guarded by mu
 	bytes  int64        // guarded by mu
 }
@@ -136,7 +137,7 @@ func (s *source) Snapshot() status.Snapshot {
 	for _, c := range b.Connectors {
 		snap.Connectors = append(snap.Connectors, connectorStatus(p, c))
 	}
-	snap.Keys, snap.Gateway.StateBytes = s.slow(string(p.cfg.Gateway.State))
+	snap.Keys, snap.Gateway.StateBytes = s.slow(p)
 	return snap
 }
 
@@ -198,13 +199,13 @@ var connectorStates = map[string]status.ConnectorState{
 	bridge.StatePaused:    status.ConnectorPaused,
 }
 
-// slow gives what takes an operation in a chip or a walk over the disk, looked up now and then.
-func (s *source) slow(state string) ([]status.Key, int64) {
+// slow gives what takes an operation in a chip or a walk over the disk, looked up now and then and after each reload.
+func (s *source) slow(p *plan) ([]status.Key, int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := time.Now(); now.Sub(s.looked) > slowFigures {
-		s.looked = now
-		s.keys, s.bytes = nil, directoryBytes(state)
+	if now := time.Now(); now.Sub(s.looked) > slowFigures || s.of != p {
+		s.looked, s.of = now, p
+		s.keys, s.bytes = nil, directoryBytes(string(p.cfg.Gateway.State))
 		ctx, cancel := context.WithTimeout(s.tasks, 5*time.Second)
 		defer cancel()
 		for _, k := range s.gateway.keys.List(ctx) {
