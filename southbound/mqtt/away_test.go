@@ -108,10 +108,11 @@ func TestWillOfAFormerOwnerOfAClientID(t *testing.T) {
 
 func TestOnlyAGoodbyeTakesTheWillBack(t *testing.T) {
 	b := southtest.Start(t, plain(nil))
-	for _, code := range []byte{0x00, 0x04, 0x81} {
+	for n, code := range []byte{0x00, 0x04, 0x81} {
 		w, _ := connect5(t, b, "w", willed("gone", string(rune('a'+code)), 0))
 		w.send(&packets5.Disconnect{ReasonCode: code, Properties: &packets5.Properties{}})
 		w.closed(0)
+		reported(t, b, n) // before the next
 	}
 	if m := reported(t, b, 2); string(m[0].Payload) != string(rune('a'+0x04)) || string(m[1].Payload) != string(rune('a'+0x81)) {
 		t.Errorf("wills: %+v", m)
