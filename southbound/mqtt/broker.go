@@ -56,25 +56,26 @@ func (b *broker) retain(m *message, origin *session) *store {
 	origin.mu.Lock()
 	l := origin.home
 	origin.mu.Unlock()
+	key := retainedKey(m.topic)
 	if len(m.payload) == 0 {
-		old := b.topics.clear(m.topic)
-		if old == nil || old.home == nil {
-			return nil
-		}
-		old.home.put(retainedKey(m.topic), nil)
-		return old.home
+		var knows *store
+		b.topics.clear(m.topic, func(old *message) {
+			knows = old.home
+			knows.put(key, nil)
+		})
+		return knows
 	}
-	kept := *m
+	kept, record := *m, encode(m.record())
 	kept.home = l.store
-	old, ok := b.topics.keep(&kept, l.cfg.MaxRetained, int64(l.cfg.MaxRetainedSize))
-	if !ok {
+	if !b.topics.keep(&kept, l.cfg.MaxRetained, int64(l.cfg.MaxRetainedSize), func(old *message) {
+		if old != nil && old.home != l.store {
+			old.home.put(key, nil)
+		}
+		l.store.put(key, record)
+	}) {
 		l.count.dropped.Add(1)
 		return nil
 	}
-	if old != nil && old.home != nil && old.home != l.store {
-		old.home.put(retainedKey(m.topic), nil)
-	}
-	l.store.put(retainedKey(m.topic), encode(m.record()))
 	return l.store
 }
 

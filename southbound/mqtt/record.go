@@ -154,7 +154,7 @@ func (b *broker) load(l *listener) error {
 			if cbor.Unmarshal(value, &r) == nil {
 				if m := r.message(); !l.expired(m, now) {
 					m.home = l.store
-					b.topics.keep(m, math.MaxInt, math.MaxInt64)
+					b.topics.keep(m, math.MaxInt, math.MaxInt64, func(*message) {})
 					return nil
 				}
 			}

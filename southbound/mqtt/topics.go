@@ -232,20 +232,22 @@ func (g *group) pick() (choice *subscription) {
 	return choice
 }
 
-// keep retains m on its topic and gives what was there. It refuses (false) what goes beyond so many messages or octets.
-func (t *topics) keep(m *message, limit int, octets int64) (old *message, ok bool) {
+// keep retains m on its topic, and tells note what was there, or nil, before anybody can take its place. It refuses (false) what goes beyond
+// so many messages or octets.
+func (t *topics) keep(m *message, limit int, octets int64, note func(old *message)) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l := t.root.reach(m.topic)
-	old = l.retained
+	old := l.retained
 	if old == nil && t.retained >= limit || t.octets+int64(m.size()) > octets {
 		t.root.prune(m.topic, func(*level) {})
-		return old, false
+		return false
 	}
 	t.weigh(old, m)
 	l.retained = m
 	t.expect(m)
-	return old, true
+	note(old)
+	return true
 }
 
 // expect has m looked at when it may have expired.
@@ -277,16 +279,17 @@ func (t *topics) expire(now time.Time, expired func(*message) bool) {
 	}
 }
 
-// clear takes away what is retained on a topic and gives it.
-func (t *topics) clear(topic string) (old *message) {
+// clear takes away what is retained on a topic, and tells note of it as keep does.
+func (t *topics) clear(topic string, note func(old *message)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.root.prune(topic, func(l *level) {
-		old = l.retained
-		t.weigh(old, nil)
-		l.retained = nil
+		if old := l.retained; old != nil {
+			t.weigh(old, nil)
+			l.retained = nil
+			note(old)
+		}
 	})
-	return old
 }
 
 // weigh counts one message in place of another.
