@@ -34,6 +34,9 @@ Exit status 0: run and reload would take it; 2: they would not.`,
 			if err != nil {
 				return err
 			}
+			if isFirst(a.config()) {
+				return a.done(nil, "%s: ok: it says nothing yet, so only this machine is served; `drawbridge init` writes what goes on from there\n", a.config())
+			}
 			_, err = fmt.Fprintf(a.out, "%s: ok: %s, %s, %s, %s\n", a.config(), plural(len(cfg.Listeners), "listener"),
 				plural(len(cfg.Uplinks)+len(cfg.Downlinks), "route"), plural(len(cfg.Connectors), "connector"), plural(len(cfg.Keys), "key"))
 			return err
