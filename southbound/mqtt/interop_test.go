@@ -30,6 +30,7 @@ type interop struct {
 	addr    string
 	version packet.Version
 	prefix  string
+	b       *southtest.Bench // nil: mosquitto
 }
 
 // The topics and filters of the suites.
@@ -48,7 +49,9 @@ func (x *interop) dial(t *testing.T, id string, change ...func(*packets5.Connect
 	for _, f := range change {
 		f(c)
 	}
-	return call(t, x.addr, x.version, c)
+	p, ack := call(t, x.addr, x.version, c)
+	p.b = x.b
+	return p, ack
 }
 
 // connect is dial for where the broker must say yes.
@@ -130,11 +133,11 @@ func interopGateway(t *testing.T) {
 	b.Allow(func(_ *auth.Identity, op auth.Op, s string) bool {
 		return strings.TrimPrefix(s, "/") != noSubscribe || op != auth.Subscribe && op != auth.Command
 	})
-	checkInterop(t, b.Addr.String(), nil)
+	checkInterop(t, b.Addr.String(), b, nil)
 }
 
 func interopMosquitto(t *testing.T) {
-	checkInterop(t, mosquittoBroker(t), map[string]string{
+	checkInterop(t, mosquittoBroker(t), nil, map[string]string{
 		"overlapping subscriptions":           "mosquitto takes the QoS of whichever subscription it comes upon first",
 		"subscription identifiers":            "mosquitto sends a message to overlapping subscriptions twice",
 		"the server sends with topic aliases": "mosquitto uses no aliases of its own",
@@ -144,7 +147,7 @@ func interopMosquitto(t *testing.T) {
 }
 
 // checkInterop runs all checks. apart says which are not for this broker, and why.
-func checkInterop(t *testing.T, addr string, apart map[string]string) {
+func checkInterop(t *testing.T, addr string, b *southtest.Bench, apart map[string]string) {
 	var all sync.WaitGroup
 	defer all.Wait()
 	run := func(version packet.Version, name string, check func(*testing.T, *interop), n int) {
@@ -153,7 +156,7 @@ func checkInterop(t *testing.T, addr string, apart map[string]string) {
 				if why := apart[name]; why != "" {
 					t.Skip(why)
 				}
-				check(t, &interop{addr, version, fmt.Sprintf("i%d-%d/", version, n)})
+				check(t, &interop{addr, version, fmt.Sprintf("i%d-%d/", version, n), b})
 			})
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	packets3 "github.com/eclipse/paho.mqtt.golang/packets"
 
 	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
+	"github.com/drawbridge/drawbridge/southbound/southtest"
 )
 
 // peer is a client that keeps its half of every handshake by itself and notes what it hears, as the clients of applications do. It
@@ -19,6 +20,7 @@ type peer struct {
 	t       testing.TB
 	nc      net.Conn
 	version packet.Version
+	b       *southtest.Bench // whose broker it is; nil: not ours
 
 	mu      sync.Mutex
 	mute    bool                                  // guarded by mu: it hears nothing and acknowledges nothing
@@ -359,6 +361,9 @@ func (p *peer) leave(props *packets5.Properties) {
 	p.send(&packets5.Disconnect{Properties: orNone(props)})
 	p.gone()
 	p.nc.Close()
+	if p.b != nil {
+		letGo(p.t, p.b, p.nc)
+	}
 }
 
 // drop ends the connection without a word.

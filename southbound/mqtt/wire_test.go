@@ -233,19 +233,25 @@ func (w *wire) goodbye() {
 // drop ends the connection without a word and waits until the broker has noticed.
 func (w *wire) drop() {
 	w.t.Helper()
-	mine := w.nc.LocalAddr().String()
 	w.nc.Close()
+	letGo(w.t, w.b, w.nc)
+}
+
+// letGo waits until the broker has taken a connection that has ended from its session. What is published before would still go to it.
+func letGo(t testing.TB, b *southtest.Bench, nc net.Conn) {
+	t.Helper()
+	from := nc.LocalAddr().String()
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		attached := slices.ContainsFunc(w.b.Listener.(*listener).broker.all(), func(s *session) bool {
+		attached := slices.ContainsFunc(b.Listener.(*listener).broker.all(), func(s *session) bool {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			return s.conn != nil && s.conn.remote == mine
+			return s.conn != nil && s.conn.remote == from
 		})
 		if !attached {
 			return
 		}
 		if time.Now().After(end) {
-			w.t.Fatal("the broker does not let go of the connection")
+			t.Fatal("the broker does not let go of the connection")
 		}
 	}
 }
