@@ -123,6 +123,27 @@ func TestWhoDoesNotReadIsNotRead(t *testing.T) {
 	})
 }
 
+// TestWhatIsNotAcknowledgedIsBounded: a client that reads and does not acknowledge is sent no more than so many octets.
+func TestWhatIsNotAcknowledgedIsBounded(t *testing.T) {
+	b := southtest.Start(t, plain(func(c *Config) { c.MaxQueuedBytes = 8 << 10 }))
+	sub, _ := connect5(t, b, "sub", nil)
+	sub.subscribe("a", 1)
+	w, _ := connect5(t, b, "w", nil)
+	for i := range uint16(5) {
+		w.publish("a", strings.Repeat("x", 3<<10), 1, i+1, nil)
+	}
+	var ids []uint16
+	for range 3 { // as much as may wait, and one that goes beyond
+		ids = append(ids, expect[*packets5.Publish](sub).PacketID)
+	}
+	sub.silence()
+	for _, id := range ids {
+		sub.send(&packets5.Puback{PacketID: id, Properties: &packets5.Properties{}})
+	}
+	sub.take()
+	sub.take()
+}
+
 func TestWhoHasLittleWaitingLosesNothingToOthers(t *testing.T) {
 	b := southtest.Start(t, plain(func(c *Config) { c.MaxQueuedTotal, c.QueueFull = 8<<10, "drop-old" }))
 	for id, topics := range map[string][]string{"little": {"little", "both"}, "much": {"much"}} {

@@ -242,6 +242,7 @@ func (b *broker) restore(l *listener, key string, r *sessionRecord, queue []*out
 		if o.release {
 			o.sent = true
 			s.inflight = append(s.inflight, o)
+			s.unacked += o.size()
 		} else {
 			s.queue = append(s.queue, o)
 			s.weigh(o.size())

@@ -38,6 +38,7 @@ type session struct {
 	seq      uint64                   // guarded by mu: of the last message queued
 	storedTo uint64                   // guarded by mu: messages up to this sequence are on disk
 	weight   int                      // guarded by mu: octets in queue
+	unacked  int                      // guarded by mu: octets in inflight
 	received map[uint16]*exactly      // guarded by mu: QoS 2 publishes of the client that wait for PUBREL
 }
 
@@ -153,7 +154,7 @@ func (s *session) pump() { // s.mu held
 	now := c.l.now()
 	n := 0
 	for _, o := range s.queue {
-		if o.kept && o.seq > s.storedTo || o.level > 0 && len(s.inflight) >= c.peerReceive || !c.out.hasRoom() {
+		if o.kept && o.seq > s.storedTo || o.level > 0 && !s.mayFly(c) || !c.out.hasRoom() {
 			break
 		}
 		n++
@@ -173,6 +174,7 @@ func (s *session) pump() { // s.mu held
 		o.sent = true
 		if o.level > 0 {
 			s.inflight = append(s.inflight, o)
+			s.unacked += o.size()
 		} else if o.command != nil {
 			o.command.acknowledged(packet.Success)
 		}
@@ -181,6 +183,11 @@ func (s *session) pump() { // s.mu held
 	if s.queue = s.queue[n:]; len(s.queue) == 0 {
 		s.queue = nil
 	}
+}
+
+// mayFly tells whether one more message may wait for its acknowledgement.
+func (s *session) mayFly(c *conn) bool { // s.mu held
+	return len(s.inflight) < c.peerReceive && s.unacked < int(c.l.cfg.MaxQueuedBytes)
 }
 
 // number16 gives o a packet identifier that is not in use.
@@ -222,6 +229,7 @@ func (s *session) acknowledged(t packet.Type, p packet.AckPacket) bool {
 	if t == packet.Puback && o.level != 1 || t == packet.Pubrec && (o.level != 2 || o.release) || t == packet.Pubcomp && !o.release {
 		return false
 	}
+	s.unacked -= o.size()
 	if i := slices.Index(s.inflight, o); i == 0 {
 		s.inflight[0] = nil
 		s.inflight = s.inflight[1:]
@@ -345,6 +353,7 @@ func (s *session) abandon() { // s.mu held
 		if o.command == nil {
 			return false
 		}
+		s.unacked -= o.size()
 		s.forget(o)
 		return true
 	})
