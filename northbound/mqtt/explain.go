@@ -47,7 +47,7 @@ var meanings = map[byte]*health.Meaning{
 }
 
 var hungUp = health.Meaning{Name: "mqtt-hung-up", What: "the broker closed the connection without a word",
-	Hint: "its log may say why; brokers do so where the client id, the certificate or a policy does not fit"}
+	Hint: "its log may say why; brokers do so where another client has the same client id, or the client id, the certificate or a policy does not fit"}
 
 // Explain is health.Explainer's.
 func (r *Reason) Explain(time.Time) (health.Explanation, bool) {
