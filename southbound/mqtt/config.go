@@ -38,7 +38,7 @@ type Config struct {
 	MaxTopicLevels   int             `toml:"max_topic_levels"`
 	MaxSessionExpiry config.Duration `toml:"max_session_expiry"`
 	MaxQueued        int             `toml:"max_queued"`       // messages that wait for one session
-	MaxQueuedBytes   config.Size     `toml:"max_queued_size"`  // and their octets
+	MaxQueuedBytes   config.Size     `toml:"max_queued_size"`  // and their octets; as many may wait for its acknowledgement
 	MaxQueuedTotal   config.Size     `toml:"max_queued_total"` // octets that wait for all sessions
 	QueueFull        string          `toml:"queue_full"`       // "drop-new" (default) or "drop-old": counted, QoS 1 and 2 too
 	MaxRetainedSize  config.Size     `toml:"max_retained_size"`
