@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/drawbridge/drawbridge/internal/health"
 	"github.com/drawbridge/drawbridge/southbound/mqtt/packet"
 )
 
@@ -83,12 +84,13 @@ func (t *trouble) note(kind string, err error) {
 }
 
 // flush writes what is due.
-func (t *trouble) flush(log *slog.Logger) {
+func (t *trouble) flush(log *slog.Logger, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for kind, r := range t.kinds {
 		if r.count > 0 && time.Since(r.logged) >= summaryEvery {
-			log.Warn("peers were turned away", "at", kind, "times", r.count, "last", r.last.Error())
+			last, hint := health.Words(r.last, now)
+			log.Warn("peers were turned away", "at", kind, "times", r.count, "last", last, "hint", hint)
 			r.count, r.logged = 0, time.Now()
 		}
 	}

@@ -174,7 +174,7 @@ func (l *listener) accept(ctx context.Context, ln net.Listener) {
 	}
 }
 
-// greet brings a connection to the point where it is logged in, then hands it to a goroutine of its own: the stack that a TLS handshake
+// greet brings a connection to the point where it is logged in, then hands it to a goroutine of its own: the stack that the log-in
 // has grown is not kept for as long as the connection lasts.
 func (l *listener) greet(ctx context.Context, nc net.Conn, g *guest) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(l.cfg.ConnectTimeout))
@@ -272,8 +272,8 @@ func (l *listener) tend(ctx context.Context) {
 		case <-tick.C:
 			storm.watch(l.count.accepted.Load())
 			l.broker.sweep(l)
-			l.trouble.flush(l.env.Log)
 			now := l.env.Now()
+			l.trouble.flush(l.env.Log, now)
 			l.each(func(c *conn) {
 				if id := c.ident.Load(); !id.Expires.IsZero() && !now.Before(id.Expires) {
 					c.stopReading(&ending{code: packet.MaximumConnectTime, text: "the credential has expired"})
