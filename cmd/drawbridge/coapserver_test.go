@@ -18,6 +18,7 @@ func TestSleepyDeviceGetsItsCommandAfterAKill(t *testing.T) {
 	s.startCloud()
 	s.startGateway()
 	cloud := s.watch("cmd/+/+/setpoint/reply")
+	s.follows("cloud")
 	mustRun(t, "mosquitto_pub", s.atCloud("-q", "1", "-t", "cmd/gw/dozer/setpoint", "-m", "18")...)
 	eventually(t, "the command to be in the mailbox", func() bool { return s.snapshot(t).Devices.Queued == 1 })
 	s.gateway.kill()

@@ -8,12 +8,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
+	"github.com/drawbridge/drawbridge/status"
 )
 
 // The main job with programs that are not ours at both ends: libcoap and mosquitto as devices, mosquitto as the cloud, and
@@ -134,6 +136,14 @@ func (s *site) commands(cloud *lines) {
 		mustRun(s.t, "mosquitto_pub", s.atCloud("-q", "1", "-t", "cmd/gw/"+device+"/setpoint", "-m", "19")...)
 		cloud.expect("cmd/gw/" + device + "/setpoint/reply set to 19.0")
 	}
+}
+
+// follows waits until the connector has its session, and with it its subscriptions: a command that comes before is lost on a broker.
+func (s *site) follows(connector string) {
+	s.t.Helper()
+	eventually(s.t, connector+" to be up", func() bool {
+		return slices.ContainsFunc(s.snapshot(s.t).Connectors, func(c status.Connector) bool { return c.Name == connector && c.State == status.ConnectorUp })
+	})
 }
 
 // connected waits until the status lists the device, with its subscription or observation in place.
