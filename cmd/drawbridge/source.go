@@ -28,12 +28,12 @@ import (
 // source is the gateway as the status page, the socket and the metrics see it.
 type source struct {
 	*gateway
+	list func(context.Context) []keyring.Status // asks the chips
 
-	mu     sync.Mutex
-	looked time.Time    // guarded by mu; when the figures below were taken
-	of     *plan        // guarded by mu; what they are of
-	keys   []status.Key // guarded by mu
-	bytes  int64        // guarded by mu
+	mu    sync.Mutex
+	of    *plan        // guarded by mu; what the figures below are of
+	keys  []status.Key // guarded by mu
+	bytes int64        // guarded by mu
 }
 
 // slowFigures is how often what is costly to look up is looked up again.
@@ -64,8 +64,9 @@ func (g *gateway) startStatus(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	src := &source{gateway: g, list: g.keys.List}
 	o := status.Options{
-		Source: &source{gateway: g}, Log: g.log.With("part", "status"), Now: g.now, Listen: cfg.Status.Listen, Socket: string(cfg.Status.Socket),
+		Source: src, Log: g.log.With("part", "status"), Now: g.now, Listen: cfg.Status.Listen, Socket: string(cfg.Status.Socket),
 		State: dir, Records: g.records, Bound: g.page,
 	}
 	if cfg.Status.Listen != "" && !config.Loopback(cfg.Status.Listen) {
@@ -77,6 +78,10 @@ func (g *gateway) startStatus(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	g.sup.Go(g.tasks, "figures", func(ctx context.Context, t *supervise.Task) error {
+		src.look(ctx)
+		return nil
+	})
 	g.sup.Go(g.tasks, "status", func(ctx context.Context, t *supervise.Task) error { return server.Serve(ctx) })
 	return nil
 }
@@ -199,20 +204,44 @@ var connectorStates = map[string]status.ConnectorState{
 	bridge.StatePaused:    status.ConnectorPaused,
 }
 
-// slow gives what takes an operation in a chip or a walk over the disk, looked up now and then and after each reload.
+// slow gives what takes an operation in a chip or a walk over the disk, looked up at first and after each reload. In between look renews it.
 func (s *source) slow(p *plan) ([]status.Key, int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := time.Now(); now.Sub(s.looked) > slowFigures || s.of != p {
-		s.looked, s.of = now, p
-		s.keys, s.bytes = nil, directoryBytes(string(p.cfg.Gateway.State))
-		ctx, cancel := context.WithTimeout(s.tasks, 5*time.Second)
-		defer cancel()
-		for _, k := range s.gateway.keys.List(ctx) {
-			s.keys = append(s.keys, keyStatus(k))
-		}
+	if s.of != p {
+		s.of = p
+		s.keys, s.bytes = s.lookUp(s.tasks, p)
 	}
 	return s.keys, s.bytes
+}
+
+// look renews now and then what slow gives, so that a chip that hangs holds up nobody who asks how the gateway is.
+func (s *source) look(ctx context.Context) {
+	tick := time.NewTicker(slowFigures)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		p, _ := s.current()
+		keys, bytes := s.lookUp(ctx, p)
+		s.mu.Lock()
+		if s.of == p {
+			s.keys, s.bytes = keys, bytes
+		}
+		s.mu.Unlock()
+	}
+}
+
+func (s *source) lookUp(ctx context.Context, p *plan) (keys []status.Key, bytes int64) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for _, k := range s.list(ctx) {
+		keys = append(keys, keyStatus(k))
+	}
+	return keys, directoryBytes(string(p.cfg.Gateway.State))
 }
 
 func keyStatus(k keyring.Status) status.Key {
