@@ -102,7 +102,9 @@ func TestProblemsOfQueues(t *testing.T) {
 		if got, want := r.problems(), []string{"queue-growing", "queue-orphaned"}; !equalSets(got, want) {
 			t.Errorf("once it is acknowledged: %q, want %q", got, want)
 		}
+		r.queue.mu.Lock()
 		r.queue.lost = 8
+		r.queue.mu.Unlock()
 		time.Sleep(10 * time.Second)
 		if got, want := r.problems(), []string{"queue-growing", "spool-damaged", "queue-orphaned"}; !equalSets(got, want) {
 			t.Errorf("once more is lost: %q, want %q", got, want)
