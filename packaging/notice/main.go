@@ -137,7 +137,7 @@ func identify(m module) (ids []string, err error) {
 	return ids, nil
 }
 
-// A bill is a bill of materials as CycloneDX 1.5 has it.
+// bill is a bill of materials as CycloneDX 1.5 has it.
 type bill struct {
 	Format   string `json:"bomFormat"`
 	Spec     string `json:"specVersion"`
