@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,13 +36,7 @@ func dtlsServer(t *testing.T, ca northtest.CA, args ...string) string {
 			t.Fatal(err)
 		}
 	}
-	free, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.LocalAddr().String()
-	free.Close()
-	cmd := exec.Command(needs.Program(t, "openssl"), slices.Concat([]string{"s_server", "-dtls1_2", "-listen", "-accept", address, "-cert", "cse.crt", "-key", "cse.key"}, args)...)
+	cmd := exec.Command(needs.Program(t, "openssl"), slices.Concat([]string{"s_server", "-dtls1_2", "-listen", "-accept", "127.0.0.1:0", "-cert", "cse.crt", "-key", "cse.key"}, args)...)
 	cmd.Dir = dir
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -58,13 +51,17 @@ func dtlsServer(t *testing.T, ca northtest.CA, args ...string) string {
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); in.Close() })
 	lines := bufio.NewScanner(out)
-	for lines.Scan() && !strings.HasPrefix(lines.Text(), "ACCEPT") {
-	}
-	go func() {
-		for lines.Scan() {
+	for lines.Scan() {
+		if address, ok := strings.CutPrefix(lines.Text(), "ACCEPT "); ok {
+			go func() {
+				for lines.Scan() {
+				}
+			}()
+			return "coaps://" + address
 		}
-	}()
-	return "coaps://" + address
+	}
+	t.Fatalf("openssl s_server %s does not listen", args)
+	return ""
 }
 
 // TestHandshakesOverDTLSAreExplained has what a CSE's DTLS refuses, by pion and by OpenSSL.
