@@ -57,7 +57,7 @@ func TestTheUnitsAreClean(t *testing.T) {
 
 func TestTheShippedFileIsGood(t *testing.T) {
 	out := run(t, "go", "run", "../cmd/drawbridge", "check", "files/drawbridge.toml")
-	if !strings.Contains(out, "ok: 2 listeners, 0 routes, 0 connectors, 1 key") {
+	if !strings.Contains(out, "ok: it says nothing yet, so only this machine is served") {
 		t.Error(out)
 	}
 }
