@@ -189,7 +189,11 @@ func (l *listener) PolicyChanged() {
 		case id == nil || id.Device != s.id.Device:
 			t.bye(s)
 		default:
+			moved := !slices.Equal(s.id.Groups, id.Groups)
 			s.id = id
+			if moved {
+				l.keep(s) // else the next start would find the groups of before
+			}
 			t.rewatch(s)
 		}
 	}

@@ -3,9 +3,12 @@ package coap
 import (
 	"context"
 	"crypto/x509"
+	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/fxamacker/cbor/v2"
 
 	"github.com/drawbridge/drawbridge/auth"
 	"github.com/drawbridge/drawbridge/southbound"
@@ -31,6 +34,20 @@ func (r reloading) Certificate(ctx context.Context, listener string, chain []*x5
 	return id, err
 }
 
+// within gives the driver of a listener in another environment.
+func within(d southtest.Driver, change func(*southbound.Env)) southtest.Driver {
+	kind := d.Kind()
+	d.Kind = func() southbound.Kind {
+		k := kind
+		k.Open = func(env southbound.Env, cfg any) (southbound.Listener, error) {
+			change(&env)
+			return kind.Open(env, cfg)
+		}
+		return k
+	}
+	return d
+}
+
 func TestReloadWhileADeviceShakesHands(t *testing.T) {
 	for name, d := range map[string]southtest.Driver{"DTLS": driver(), "TLS": tlsDriver(t)} {
 		t.Run(name, func(t *testing.T) {
@@ -39,16 +56,7 @@ func TestReloadWhileADeviceShakesHands(t *testing.T) {
 				b.RemoveDevice("th-1")
 				b.Listener.(southbound.PolicyChanged).PolicyChanged()
 			})
-			kind := d.Kind()
-			d.Kind = func() southbound.Kind {
-				k := kind
-				k.Open = func(env southbound.Env, cfg any) (southbound.Listener, error) {
-					env.Auth = reloading{env.Auth, env.Auth.(auth.Refresher), reload}
-					return kind.Open(env, cfg)
-				}
-				return k
-			}
-			b = southtest.Start(t, d)
+			b = southtest.Start(t, within(d, func(env *southbound.Env) { env.Auth = reloading{env.Auth, env.Auth.(auth.Refresher), reload} }))
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			counters := b.Listener.(southbound.Counters)
@@ -68,5 +76,30 @@ func TestReloadWhileADeviceShakesHands(t *testing.T) {
 			cancel()
 			<-ended
 		})
+	}
+}
+
+// TestGroupsThatAReloadTakesAwayDoNotComeBackWithTheNextStart: an association is kept with the groups of its device as they are.
+func TestGroupsThatAReloadTakesAwayDoNotComeBackWithTheNextStart(t *testing.T) {
+	b := southtest.Start(t, within(driver(), func(env *southbound.Env) { env.Keys = sealingKeys{env.Keys} }))
+	b.AddDevice("th-1", southtest.Account{Secret: b.Secret("th-1"), Groups: []string{"few", "many"}})
+	b.Device(t.Context(), t, "th-1")
+	b.AddDevice("th-1", southtest.Account{Secret: b.Secret("th-1"), Groups: []string{"many"}})
+	b.Listener.(southbound.PolicyChanged).PolicyChanged()
+	l := b.Listener.(*listener)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, record := range l.file.All {
+		var k kept
+		if err := cbor.Unmarshal(record, &k); err != nil {
+			t.Fatal(err)
+		}
+		if n++; !slices.Equal(k.Groups, []string{"many"}) {
+			t.Errorf("kept in the groups %q", k.Groups)
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d associations are kept", n)
 	}
 }
