@@ -8,12 +8,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/drawbridge/drawbridge/config"
 	"github.com/drawbridge/drawbridge/internal/supervise"
 	"github.com/drawbridge/drawbridge/southbound"
 	"github.com/drawbridge/drawbridge/status"
 )
+
+// boundWithin is how long a reload waits for its listeners. The watchdog of the unit bears that on top of a stop.
+const boundWithin = 15 * time.Second
 
 // reload reads the file again and takes it over, all or nothing, once the first plan stands. ctx is that of run's tasks.
 func (g *gateway) reload(ctx context.Context) (status.Reloaded, error) {
@@ -52,7 +56,7 @@ func (g *gateway) reload(ctx context.Context) (status.Reloaded, error) {
 	done := g.takeOver(ctx, old, fresh, failed)
 	started := maps.Clone(fresh.listeners)
 	maps.DeleteFunc(started, func(name string, l *listener) bool { return old.listeners[name] == l })
-	moment, cancel := context.WithTimeout(ctx, stopWithin)
+	moment, cancel := context.WithTimeout(ctx, boundWithin)
 	defer cancel()
 	if err := awaitListeners(moment, started, failed); err != nil {
 		return done, hinted(fmt.Errorf("reload: %w", err), "all else was taken over, and the listener is tried again; `drawbridge status` shows it")
