@@ -54,7 +54,7 @@ func TestRulesThatChangeWhileADeviceIsAway(t *testing.T) {
 		t.Fatal("the session is gone")
 	}
 	for {
-		switch p, err := sub.read(10 * time.Second); p := p.(type) {
+		switch p, err := sub.read(patience); p := p.(type) {
 		case *packets5.Publish:
 			if p.Topic != "open" {
 				t.Fatalf("heard %s, which no rule allows", p.Topic)

@@ -157,12 +157,15 @@ func (c *conn) awake() {
 	}
 }
 
-// reconsider applies changed rules to a session. It tells whether the session hears anything.
+// reconsider applies changed rules to a session, unless c has left it: its client is told when it comes back. It tells whether the session
+// hears anything.
 func (c *conn) reconsider() bool {
 	s := c.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c.judge()
+	if s.conn == c {
+		c.judge()
+	}
 	return len(s.subs) > 0
 }
 
