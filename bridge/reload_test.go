@@ -85,8 +85,8 @@ func TestProblemsOfQueues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		r.use(map[string]northbound.Connector{"cloud": &cloud{hold: true}})
-		defer r.run("cloud")()
 		r.queue.max, r.queue.lost = 400, 7
+		defer r.run("cloud")()
 		r.reports(0, 5) // 27 octets each
 		if err := r.report("th-17", "/both/x", "for plant, which is not there"); err != nil {
 			t.Fatal(err)
