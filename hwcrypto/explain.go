@@ -11,7 +11,7 @@ var (
 	noKey = health.Meaning{Name: "chip-no-key", What: "the chip holds no such key",
 		Hint: "compare the `uri` of the key with what `drawbridge keys list` shows; `drawbridge keys new NAME` makes one"}
 	ambiguous = health.Meaning{Name: "chip-ambiguous", What: "more than one key or token fits the URI",
-		Hint: "name the one that is meant: add `id=`, `type=` or `serial=` to the `uri` of the key"}
+		Hint: "name the one that is meant: add `id=`, `type=private` or `type=secret-key`, or the token's `serial=` to the `uri` of the key"}
 	noToken = health.Meaning{Name: "chip-absent", What: "the chip is not there",
 		Hint: "is it plugged in, and does the `uri` of the key name it? `pkcs11-tool --list-token-slots` lists tokens, `ls -l /dev/tpm*` TPMs"}
 	wrongPIN = health.Meaning{Name: "chip-pin", What: "the chip refuses the PIN",

@@ -20,7 +20,11 @@ import (
 	"io"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/health"
 )
+
+var otherForm = health.Meaning{Name: "file-form", What: "the key file {path} has an older form than PKCS#8",
+	Hint: "openssl pkcs8 -topk8 -nocrypt -in {path} -out {path}.pk8"}
 
 const (
 	privateType = "PRIVATE KEY"
@@ -86,8 +90,7 @@ func parse(path string, b []byte) (hwcrypto.Key, error) {
 		return &macer{k, block.Bytes}, nil
 	case privateType:
 	case "EC PRIVATE KEY", "RSA PRIVATE KEY":
-		return nil, hwcrypto.WithHint(fmt.Errorf("PEM type %q: want PKCS#8", block.Type),
-			fmt.Sprintf("openssl pkcs8 -topk8 -nocrypt -in %s -out %s.pk8", path, path))
+		return nil, otherForm.Of(fmt.Errorf("PEM type %q: want PKCS#8", block.Type), health.Values{"path": path})
 	default:
 		return nil, fmt.Errorf("PEM type %q: want %q or %q", block.Type, privateType, secretType)
 	}

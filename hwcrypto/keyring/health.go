@@ -34,6 +34,9 @@ var (
 
 // What is wrong with a key, by its name.
 var (
+	unsealed = health.Meaning{Name: "key-unsealed", What: "the file that sealed: names holds no sealed secret", Hint: "drawbridge keys seal FILE"}
+	noMAC    = health.Meaning{Name: "key-no-mac", What: "the key {key} is a key pair, and an HMAC key is wanted",
+		Hint: "name a key of its own for the secret and import it: drawbridge keys import NAME FILE"}
 	unmade = health.Meaning{Name: "key-unmade", What: "the chip holds no key {key} yet", Hint: "drawbridge keys new {key}"}
 
 	certUnnamed = health.Meaning{Name: "key-cert-unnamed", What: "the file names no certificate for the key {key}",

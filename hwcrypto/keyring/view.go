@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/health"
 )
 
 // View is a ring as one user sees it: what listeners and connectors are given. Keys that it gives out may be used by many at once.
@@ -83,7 +84,7 @@ func (v View) MAC(ctx context.Context, name string) (hwcrypto.MACer, error) {
 	}
 	m, err := ability[hwcrypto.MACer](e, k, "it computes no HMAC")
 	if err != nil {
-		return nil, hwcrypto.WithHint(err, "name a key of its own for the secret and import it: drawbridge keys import NAME FILE")
+		return nil, noMAC.Of(err, health.Values{"key": name})
 	}
 	return macer{m, v.user}, nil
 }
@@ -163,7 +164,7 @@ func (v View) Seal(ctx context.Context, name string, plain []byte) ([]byte, erro
 func (v View) Unseal(ctx context.Context, sealed []byte) ([]byte, error) {
 	block, _ := pem.Decode(sealed)
 	if block == nil || block.Type != sealedType || block.Headers[keyHeader] == "" {
-		return nil, hwcrypto.WithHint(errors.New("not a sealed secret"), "drawbridge keys seal FILE")
+		return nil, unsealed.Of(errors.New("not a sealed secret"), nil)
 	}
 	name := block.Headers[keyHeader]
 	s, err := v.Sealer(ctx, name)

@@ -119,7 +119,7 @@ func findOne(s session, t []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	case len(hs) == 0:
 		return 0, hwcrypto.ErrNoKey
 	case len(hs) > 1:
-		return 0, hwcrypto.WithHint(hwcrypto.ErrAmbiguous, "name the one that is meant: add id=%.. to the URI")
+		return 0, hwcrypto.ErrAmbiguous
 	}
 	return hs[0], nil
 }
@@ -140,7 +140,7 @@ func (t *token) open(ctx context.Context, u hwcrypto.URI) (hwcrypto.Key, error) 
 				return nil, err
 			}
 			if found != nil {
-				return nil, hwcrypto.WithHint(hwcrypto.ErrAmbiguous, "say which is meant: add type=private or type=secret-key to the URI")
+				return nil, hwcrypto.ErrAmbiguous
 			}
 			found = &key{t: t, uri: u, class: class, h: h, epoch: s.epoch}
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/health"
 )
 
 // Provider refuses everything.
@@ -28,9 +29,11 @@ func (*Provider) Import(context.Context, hwcrypto.URI, []byte) (hwcrypto.Key, er
 	return nil, refusal()
 }
 
+var noCgo = health.Meaning{Name: "pkcs11-no-cgo", What: "this build of the program cannot use PKCS#11 modules",
+	Hint: "use a build with CGO_ENABLED=1, or a key in a TPM (`tpm:name=NAME`), which needs none"}
+
 func refusal() error {
-	return hwcrypto.WithHint(fmt.Errorf("%w: this build has no PKCS#11 support: it was built without cgo", hwcrypto.ErrUnsupported),
-		"use a build with CGO_ENABLED=1, or a key in a TPM (tpm:name=NAME), which needs no cgo")
+	return noCgo.Of(fmt.Errorf("%w: this build has no PKCS#11 support: it was built without cgo", hwcrypto.ErrUnsupported), nil)
 }
 
 // Close does nothing.

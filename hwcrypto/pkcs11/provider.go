@@ -138,7 +138,7 @@ func (p *Provider) token(ctx context.Context, u hwcrypto.URI) (*token, error) {
 		for _, i := range f.list {
 			names = append(names, fmt.Sprintf("%q serial %s", i.label, i.serial))
 		}
-		return nil, hwcrypto.WithHint(fmt.Errorf("PKCS#11: %w: tokens %s", hwcrypto.ErrAmbiguous, strings.Join(names, ", ")), "add serial=… to the URI")
+		return nil, fmt.Errorf("PKCS#11: %w: tokens %s", hwcrypto.ErrAmbiguous, strings.Join(names, ", "))
 	case f.err != nil:
 		return nil, f.err
 	}

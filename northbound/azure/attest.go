@@ -13,7 +13,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/drawbridge/drawbridge/hwcrypto"
+	"github.com/drawbridge/drawbridge/internal/health"
 	"github.com/drawbridge/drawbridge/internal/msg"
 	"github.com/drawbridge/drawbridge/northbound"
 )
@@ -103,7 +103,7 @@ func (a *attestation) challenge(ctx context.Context) error {
 		if status >= 500 || status == http.StatusTooManyRequests {
 			return err
 		}
-		return hwcrypto.WithHint(msg.Permanent(err), fmt.Sprintf("enrol registration %q in the service with TPM attestation and this endorsement key: %s", a.id, a.ek))
+		return tpmUnknown.Of(msg.Permanent(err), health.Values{"registration": strconv.Quote(a.id), "key": a.ek})
 	}
 	if err := a.activate(ctx, answer.Key); err != nil {
 		return err

@@ -9,6 +9,9 @@ import (
 	"github.com/drawbridge/drawbridge/northbound/mqtt"
 )
 
+var tpmUnknown = health.Meaning{Name: "azure-tpm-unknown", What: "the provisioning service does not know this gateway's TPM",
+	Hint: "enrol registration {registration} in the service with TPM attestation and this endorsement key: {key}"}
+
 // refusal is the provisioning service's: a status and a number of its own.
 type refusal struct {
 	status string
