@@ -68,7 +68,9 @@ var places = regexp.MustCompile(`\{[a-z]+\}`)
 
 // TestEveryExplanationIsInKorean holds each text of what errors mean, and its places, against its translation.
 func TestEveryExplanationIsInKorean(t *testing.T) {
-	sorted := func(text string) []string { return slices.Compact(slices.Sorted(slices.Values(places.FindAllString(text, -1)))) }
+	sorted := func(text string) []string {
+		return slices.Compact(slices.Sorted(slices.Values(places.FindAllString(text, -1))))
+	}
 	known := map[string]string{}
 	for _, m := range meanings(t) {
 		if other := known[m.name]; other != "" || m.name == "" || m.hint == "" {
