@@ -103,23 +103,23 @@ func (p *proving) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, err
 }
 
-// Authorize puts the token into a request to a cloud, with a proof where the token is bound by DPoP.
-func (s *Source) Authorize(ctx context.Context, req *http.Request) error {
+// Authorize puts the token into a request to a cloud, with a proof where the token is bound by DPoP, and gives it.
+func (s *Source) Authorize(ctx context.Context, req *http.Request) (Token, error) {
 	token, err := s.Token(ctx)
 	if err != nil {
-		return err
+		return Token{}, err
 	}
 	if s.dpop == nil || token.Type != "DPoP" {
 		req.Header.Set("Authorization", "Bearer "+token.Value)
-		return nil
+		return token, nil
 	}
 	proof, err := s.dpop.proof(ctx, req.Method, req.URL, token.Value, s.now())
 	if err != nil {
-		return err
+		return Token{}, err
 	}
 	req.Header.Set("Authorization", "DPoP "+token.Value)
 	req.Header.Set("DPoP", proof)
-	return nil
+	return token, nil
 }
 
 // Answered takes from a cloud's answer to such a request the nonce for the next one; true: repeat the request, it wanted that.

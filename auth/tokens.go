@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -107,6 +108,22 @@ func (t *Tokens) Token(ctx context.Context, name string) (token string, expires 
 	}
 	got, err := s.Token(ctx)
 	return got.Value, got.Expires, err
+}
+
+// Authorize puts the token of [token.NAME] into a request to a cloud; see Source.Authorize.
+func (t *Tokens) Authorize(ctx context.Context, name string, req *http.Request) (token string, err error) {
+	s, err := t.Source(name)
+	if err != nil {
+		return "", err
+	}
+	got, err := s.Authorize(ctx, req)
+	return got.Value, err
+}
+
+// Answered takes a cloud's answer to such a request; see Source.Answered.
+func (t *Tokens) Answered(name string, req *http.Request, res *http.Response) bool {
+	s, err := t.Source(name)
+	return err == nil && s.Answered(req, res)
 }
 
 // Reject tells that a cloud does not take a token of [token.NAME], though its time has not come; see Source.Reject.

@@ -146,7 +146,7 @@ func TestRequestsWithProof(t *testing.T) {
 		t.Fatal(err)
 	}
 	req := httptest.NewRequest(http.MethodPut, "https://cloud.example/things/1?x=y", nil)
-	if err := s.Authorize(t.Context(), req); err != nil {
+	if token, err := s.Authorize(t.Context(), req); err != nil || token.Value != "bound" {
 		t.Fatal(err)
 	}
 	proof := req.Header.Get("DPoP")
@@ -163,7 +163,7 @@ func TestRequestsWithProof(t *testing.T) {
 	if !s.Answered(req, res) || s.Answered(req, res) {
 		t.Error("a new nonce asks for one more request, an old one for none")
 	}
-	if err := s.Authorize(t.Context(), req); err != nil {
+	if _, err := s.Authorize(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
 	if c := claims(t, req.Header.Get("DPoP")); c["nonce"] != "n1" {

@@ -92,8 +92,20 @@ func (s *Scope) KeyScheme(name string) string {
 	return scheme
 }
 
-// Token reports a key's value that names no [token.NAME].
+// Token reports a key's value that names no [token.NAME], or one that is bound to a key: only a request over HTTP has a place for the proof.
 func (s *Scope) Token(key, name string) bool {
+	if !s.TokenOverHTTP(key, name) {
+		return false
+	}
+	if s.k.c.Tokens[name].DPoP {
+		s.Errorf(key, "%s: token %q is bound to its key by dpop, which only a request over HTTP can prove", key, name).Hint = "take a token without dpop"
+		return false
+	}
+	return true
+}
+
+// TokenOverHTTP is Token for a connector whose every request proves that it holds the token's key (RFC 9449 section 7).
+func (s *Scope) TokenOverHTTP(key, name string) bool {
 	return s.k.exists(s, key, name, "token", sortedKeys(s.k.c.Tokens))
 }
 

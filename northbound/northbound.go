@@ -11,6 +11,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"time"
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
@@ -120,6 +121,14 @@ type Tokens interface {
 	Token(ctx context.Context, name string) (token string, expires time.Time, err error)
 	// Reject tells that a platform does not take the token, though its time has not come: the next is a new one.
 	Reject(name, token string)
+}
+
+// Provers is the ability of Tokens to prove with each HTTP request that we hold the key to which a token is bound (RFC 9449 section 7).
+type Provers interface {
+	// Authorize puts a token of [token.NAME] into a request, with the proof where it is bound, and gives it.
+	Authorize(ctx context.Context, name string, r *http.Request) (token string, err error)
+	// Answered takes from the answer what the next proof needs; true: repeat the request, it wanted that.
+	Answered(name string, r *http.Request, answer *http.Response) bool
 }
 
 // Signers is the ability of Keys to give a key itself, for what is signed outside TLS.

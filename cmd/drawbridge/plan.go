@@ -75,6 +75,8 @@ func (g *gateway) build(cfg *config.Config, table *bridge.Table, old *plan) (*pl
 	return p, errors.Join(errs...)
 }
 
+var _ northbound.Provers = (*auth.Tokens)(nil) // connectors look for it
+
 func (g *gateway) openConnector(cfg *config.Config, c *config.Component) (*connector, error) {
 	dir, err := stateDir(cfg, "connectors", c.Name)
 	if err != nil {

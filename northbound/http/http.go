@@ -111,7 +111,7 @@ func (c *Config) Check(s *config.Scope) {
 		s.Key("key", c.Key)
 	}
 	if c.Token != "" {
-		s.Token("token", c.Token)
+		s.TokenOverHTTP("token", c.Token)
 	}
 	if !headerForm.MatchString(c.SecretIn) {
 		s.Errorf("secret_header", "secret_header: %q is not the name of a header", c.SecretIn)

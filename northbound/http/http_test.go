@@ -242,3 +242,48 @@ func TestEveryConnectionGoesThroughTheGatewaysDialler(t *testing.T) {
 		t.Errorf("dialled %d times", n)
 	}
 }
+
+// prover gives tokens that are bound to a key. The first proof lacks what the platform's answer says.
+type prover struct {
+	issuer
+	proofs atomic.Int64
+}
+
+func (p *prover) Authorize(ctx context.Context, name string, r *http.Request) (string, error) {
+	token, _, err := p.Token(ctx, name)
+	r.Header.Set("Authorization", "DPoP "+token)
+	r.Header.Set("DPoP", "proof-"+string(rune('0'+p.proofs.Add(1))))
+	return token, err
+}
+
+func (p *prover) Answered(_ string, r *http.Request, answer *http.Response) bool {
+	return answer.StatusCode == http.StatusUnauthorized && r.Header.Get("DPoP") == "proof-1"
+}
+
+func TestEachRequestProvesThatTheTokenIsOurs(t *testing.T) {
+	h, tokens := northtest.NewWebhook(t), &prover{}
+	h.Judge = func(r *http.Request, _ []byte) int {
+		if r.Header.Get("Authorization") != "DPoP token-0" || r.Header.Get("DPoP") == "proof-1" {
+			return http.StatusUnauthorized
+		}
+		return 0
+	}
+	s := dial(t, connector(t, h, tokens, func(c *hook.Config) { c.Token = "plant" }))
+	for _, payload := range []string{"first", "second"} {
+		if _, err := sent(t, s, []msg.Publication{publication("a", "", payload)}).Err(0); err != nil {
+			t.Error(err)
+		}
+	}
+	list := h.Requests() // that were accepted
+	if len(list) != 2 {
+		t.Fatalf("%d requests: %+v", len(list), list)
+	}
+	for i, want := range []string{"first", "second"} {
+		if got := list[i]; !strings.Contains(got.Body, want) || got.Header.Get("DPoP") != "proof-"+string(rune('2'+i)) {
+			t.Errorf("%d: %+v", i, got)
+		}
+	}
+	if tokens.refused.Load() != 0 {
+		t.Error("a token was thrown away whose proof was refused")
+	}
+}

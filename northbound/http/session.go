@@ -241,25 +241,24 @@ func (s *session) request(batch []*msg.Publication) error {
 	}
 	r.Header.Set("Content-Type", media)
 	r.Header.Set("Idempotency-Key", identity(batch))
-	if s.c.cfg.Token != "" {
-		token, _, err := s.c.bearer.Token(s.ctx)
-		if err != nil {
-			s.cancel(err)
-			return err
-		}
-		r.Header.Set("Authorization", "Bearer "+token)
-	}
 	s.c.requests.Add(1)
 	s.c.octets.Add(int64(len(data)))
-	answer, err := s.client.Do(r)
+	answer, err := s.c.bearer.Do(r, s.send)
 	if err != nil {
-		err = s.c.explain(err)
 		s.cancel(err)
 		return err
 	}
 	defer answer.Body.Close()
 	io.Copy(io.Discard, io.LimitReader(answer.Body, 64<<10)) // else the connection is not used again
 	return s.judge(answer)
+}
+
+func (s *session) send(r *http.Request) (*http.Response, error) {
+	answer, err := s.client.Do(r)
+	if err != nil {
+		return nil, s.c.explain(err)
+	}
+	return answer, nil
 }
 
 // judge says what an answer means.

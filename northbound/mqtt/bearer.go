@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"sync"
 	"time"
 
@@ -35,10 +37,47 @@ func (b *Bearer) Token(ctx context.Context) (string, time.Time, error) {
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("token %s: %w", b.name, err)
 	}
+	b.show(token)
+	return token, expires, nil
+}
+
+// Do has an HTTP request sent that shows the token, with the proof where it is bound to a key; without a token, as it is. It has it sent again where
+// the answer says what the proof lacks.
+func (b *Bearer) Do(r *http.Request, send func(*http.Request) (*http.Response, error)) (*http.Response, error) {
+	if b.name == "" {
+		return send(r)
+	}
+	p, proves := b.tokens.(northbound.Provers)
+	if !proves {
+		token, _, err := b.Token(r.Context())
+		if err != nil {
+			return nil, err
+		}
+		r.Header.Set("Authorization", "Bearer "+token)
+		return send(r)
+	}
+	for again := false; ; again = true {
+		token, err := p.Authorize(r.Context(), b.name, r)
+		if err != nil {
+			return nil, fmt.Errorf("token %s: %w", b.name, err)
+		}
+		b.show(token)
+		answer, err := send(r)
+		if err != nil || !p.Answered(b.name, r, answer) || again || r.GetBody == nil {
+			return answer, err
+		}
+		io.Copy(io.Discard, io.LimitReader(answer.Body, 64<<10))
+		answer.Body.Close()
+		if r.Body, err = r.GetBody(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (b *Bearer) show(token string) {
 	b.mu.Lock()
 	b.shown = token
 	b.mu.Unlock()
-	return token, expires, nil
 }
 
 // Judge looks at how a log-in with the token ended, and gives its error. A token that was refused is not shown again; only

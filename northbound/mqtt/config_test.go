@@ -57,6 +57,7 @@ func TestMistakesInTheFile(t *testing.T) {
 		"url = \"mqtts://b\"\nwindow = 70000":                       `window: from 1 to 65535`,
 		"url = \"mqtts://b\"\nsession_expiry = \"10ms\"":            `session_expiry: at least "1s"`,
 		"url = \"mqtts://b\"\nclientid = \"x\"":                     `client_id`,
+		"url = \"mqtts://b\"\ntoken = \"bound\"\n[token.bound]\nissuer = \"https://id.example\"\nclient_id = \"gw\"\nkey = \"identity\"\ndpop = true": `token: token "bound" is bound to its key by dpop, which only a request over HTTP can prove`,
 	} {
 		t.Run(lines, func(t *testing.T) {
 			_, err := parse(t, "[connector.plant]\ntype = \"mqtt\"\n"+lines+"\n")

@@ -99,7 +99,7 @@ func (q *request) query() url.Values {
 }
 
 // header makes the headers of a primitive.
-func (w *overHTTP) header(ctx context.Context, q *request) (http.Header, error) {
+func (w *overHTTP) header(q *request) http.Header {
 	h := http.Header{
 		"X-M2M-Origin": {q.From}, "X-M2M-RI": {q.ID}, "X-M2M-RVI": {q.Release}, "Accept": {apiJSON},
 		"Idempotency-Key": nil, // not sent; it lets the transport repeat a request whose connection had ended: names make it safe
@@ -116,32 +116,25 @@ func (w *overHTTP) header(ctx context.Context, q *request) (http.Header, error) 
 			h["Content-Type"] = []string{fmt.Sprintf("%s;ty=%d", apiJSON, q.Type)}
 		}
 	}
-	switch {
-	case len(q.Tokens) > 0:
+	if len(q.Tokens) > 0 {
 		h["Authorization"] = []string{strings.Join(q.Tokens, "+")}
-	case w.c.cfg.Token != "":
-		token, _, err := w.c.bearer.Token(ctx)
-		if err != nil {
-			return nil, err
-		}
-		h["Authorization"] = []string{"Bearer " + token}
 	}
-	return h, nil
+	return h
 }
 
 func (w *overHTTP) ask(ctx context.Context, q *request) (*response, error) {
-	h, err := w.header(ctx, q)
-	if err != nil {
-		return nil, err
-	}
 	r, err := http.NewRequestWithContext(ctx, methods[q.Op], target(w.c.url, q).String(), bytes.NewReader(q.Content))
 	if err != nil {
 		return nil, msg.Permanent(fmt.Errorf("%s: %w", q.To, err))
 	}
-	r.Header = h
-	got, err := w.client.Do(r)
+	r.Header = w.header(q)
+	send := w.send
+	if len(q.Tokens) == 0 {
+		send = func(r *http.Request) (*http.Response, error) { return w.c.bearer.Do(r, w.send) }
+	}
+	got, err := send(r)
 	if err != nil {
-		return nil, w.c.explain(err)
+		return nil, err
 	}
 	defer got.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(got.Body, bodyMax))
@@ -156,6 +149,14 @@ func (w *overHTTP) ask(ctx context.Context, q *request) (*response, error) {
 		return nil, fmt.Errorf("%s: the answer to another request", q.To)
 	}
 	return answer, nil
+}
+
+func (w *overHTTP) send(r *http.Request) (*http.Response, error) {
+	got, err := w.client.Do(r)
+	if err != nil {
+		return nil, w.c.explain(err)
+	}
+	return got, nil
 }
 
 // statusOf gives the response status code: the header's, or what the HTTP status stands for. What comes from no CSE keeps its status.

@@ -177,7 +177,11 @@ func (c *Config) checkIdentity(s *config.Scope, scheme string) {
 		s.Key("key", c.Key)
 	}
 	if c.Token != "" {
-		s.Token("token", c.Token)
+		check := s.Token
+		if c.TokenAs == "bearer" {
+			check = s.TokenOverHTTP
+		}
+		check("token", c.Token)
 		if s.OneOf("token_as", c.TokenAs, "bearer", "tkns") && c.TokenAs == "bearer" && scheme != "" && !strings.HasPrefix(scheme, "http") {
 			s.Errorf("token_as", "token_as: only HTTP has a place for a bearer token").Hint = "set token_as = \"tkns\""
 		}
