@@ -381,8 +381,9 @@ func TestASealedCommandWaitsInItsMailboxAsItCame(t *testing.T) {
 			t.Errorf("again: %+v, %v", reply, err)
 		}
 		var told []msg.Message
-		r.field.connect("bed-1", answers(msg.Reply{Status: msg.Done, Code: "2.04"}, &told))
+		synctest.Wait() // for whoever looks at the mailbox since
 		e.set(errors.New("the chip is away"))
+		r.field.connect("bed-1", answers(msg.Reply{Status: msg.Done, Code: "2.04"}, &told))
 		r.Awake("bed-1")
 		time.Sleep(2 * reopenTime)
 		synctest.Wait()
