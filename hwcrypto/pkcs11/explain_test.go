@@ -16,18 +16,6 @@ import (
 	"github.com/drawbridge/drawbridge/internal/health"
 )
 
-func means(t *testing.T, err error, what, hint string) {
-	t.Helper()
-	if err == nil {
-		t.Fatal("no error")
-	}
-	if e, ok := health.Explain(err, time.Now()); !ok {
-		t.Errorf("%v: not explained", err)
-	} else if w, h := e.Words(); w != what || !strings.Contains(h, hint) {
-		t.Errorf("%v:\ngot  %s\nhint %s\nwant %s\nhint %s", err, w, h, what, hint)
-	}
-}
-
 // TestErrorsOfTokensAreExplained has SoftHSM refuse, and answer with the return values that other chips give.
 func TestErrorsOfTokensAreExplained(t *testing.T) {
 	t.Parallel()
@@ -42,33 +30,33 @@ func TestErrorsOfTokensAreExplained(t *testing.T) {
 		"a3": {"the PIN has expired", "change-pin"},
 	} {
 		token.Set("rv", rv)
-		means(t, sign(t.Context(), k), c.what, c.hint)
+		keytest.Means(t, sign(t.Context(), k), c.what, c.hint)
 		token.Set("rv", "")
 	}
-	means(t, k.t.explain(pkcs11.Error(0x32)), "the chip was taken out, or its reader or daemon has stopped", "plug it in")
-	means(t, k.t.explain(pkcs11.Error(0xe0)), "the chip was taken out, or its reader or daemon has stopped", "plug it in")
-	means(t, k.t.explain(pkcs11.Error(0x60)), "the key has gone from the chip while it was used", "keys list")
-	means(t, k.t.explain(pkcs11.Error(0x101)), "the chip wants a log-in before it uses this key", "pin-source")
-	means(t, k.t.explain(pkcs11.Error(0xb1)), "the chip has no session free", "drawbridge doctor")
+	keytest.Means(t, k.t.explain(pkcs11.Error(0x32)), "the chip was taken out, or its reader or daemon has stopped", "plug it in")
+	keytest.Means(t, k.t.explain(pkcs11.Error(0xe0)), "the chip was taken out, or its reader or daemon has stopped", "plug it in")
+	keytest.Means(t, k.t.explain(pkcs11.Error(0x60)), "the key has gone from the chip while it was used", "keys list")
+	keytest.Means(t, k.t.explain(pkcs11.Error(0x101)), "the chip wants a log-in before it uses this key", "pin-source")
+	keytest.Means(t, k.t.explain(pkcs11.Error(0xb1)), "the chip has no session free", "drawbridge doctor")
 
 	soft := keytest.SoftHSM(t)
 	p := provider(t, Options{})
 	_, err := p.Open(t.Context(), parse(t, soft.URI("nothing")))
-	means(t, err, "the chip holds no such key", "keys new")
+	keytest.Means(t, err, "the chip holds no such key", "keys new")
 	_, err = p.Open(t.Context(), parse(t, "pkcs11:token=nowhere;object=a?module-path="+token.Module))
-	means(t, err, "the chip is not there", "list-token-slots")
+	keytest.Means(t, err, "the chip is not there", "list-token-slots")
 	soft = keytest.SoftHSM(t) // in which nobody has logged in
 	if err := os.WriteFile(soft.PINFile, []byte("0000"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err = provider(t, Options{}).Open(t.Context(), parse(t, soft.URI("nothing")))
-	means(t, err, "the chip refuses the PIN", "pin-source")
+	keytest.Means(t, err, "the chip refuses the PIN", "pin-source")
 	soft = keytest.SoftHSM(t)
 	if err := os.Chmod(soft.PINFile, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	_, err = provider(t, Options{}).Open(t.Context(), parse(t, soft.URI("nothing")))
-	means(t, err, "others may read a file that holds a secret", "chmod 600 "+soft.PINFile)
+	keytest.Means(t, err, "others may read a file that holds a secret", "chmod 600 "+soft.PINFile)
 }
 
 // TestModulesThatDoNotLoadAreExplained has each reason why one does not.
@@ -80,13 +68,13 @@ func TestModulesThatDoNotLoadAreExplained(t *testing.T) {
 		return err
 	}
 	none := filepath.Join(dir, "none.so")
-	means(t, open(none), "there is no PKCS#11 module "+none, "p11-kit list-modules")
+	keytest.Means(t, open(none), "there is no PKCS#11 module "+none, "p11-kit list-modules")
 
 	text := filepath.Join(dir, "text.so")
 	if err := os.WriteFile(text, []byte("not a library"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	means(t, open(text), "the PKCS#11 module "+text+" does not load", "ldd "+text)
+	keytest.Means(t, open(text), "the PKCS#11 module "+text+" does not load", "ldd "+text)
 
 	other := filepath.Join(dir, "s390.so") // a shared object for a machine for which this program is not built
 	header := make([]byte, 64)

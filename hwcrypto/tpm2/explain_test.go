@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -13,20 +12,7 @@ import (
 
 	"github.com/drawbridge/drawbridge/hwcrypto"
 	"github.com/drawbridge/drawbridge/hwcrypto/keytest"
-	"github.com/drawbridge/drawbridge/internal/health"
 )
-
-func means(t *testing.T, err error, what, hint string) {
-	t.Helper()
-	if err == nil {
-		t.Fatal("no error")
-	}
-	if e, ok := health.Explain(err, time.Now()); !ok {
-		t.Errorf("%v: not explained", err)
-	} else if w, h := e.Words(); w != what || !strings.Contains(h, hint) {
-		t.Errorf("%v:\ngot  %s\nhint %s\nwant %s\nhint %s", err, w, h, what, hint)
-	}
-}
 
 // TestErrorsOfTPMsAreExplained has a TPM answer with the codes, and devices that are not as they should be.
 func TestErrorsOfTPMsAreExplained(t *testing.T) {
@@ -44,15 +30,15 @@ func TestErrorsOfTPMsAreExplained(t *testing.T) {
 		tpm2.TPMRCScheme:       {"the chip cannot do that, or may not with this key", "--algorithm"},
 	} {
 		proxy.Answer(uint32(code))
-		means(t, sign(t.Context(), key), c.what, c.hint)
+		keytest.Means(t, sign(t.Context(), key), c.what, c.hint)
 	}
 
 	_, err := provider(t, Options{Dir: chip.Dir}).Open(t.Context(), parse(t, "tpm:handle=0x81010042;device="+chip.Device()))
-	means(t, err, "the chip holds no such key", "keys list")
+	keytest.Means(t, err, "the chip holds no such key", "keys list")
 
 	nowhere := filepath.Join(t.TempDir(), "tpmrm0")
 	_, err = provider(t, Options{Dir: chip.Dir}).Open(t.Context(), parse(t, "tpm:handle=0x81010042;device="+nowhere))
-	means(t, err, "there is no TPM at "+nowhere, "firmware")
+	keytest.Means(t, err, "there is no TPM at "+nowhere, "firmware")
 
 	forbidden := meant(fmt.Errorf("%w: %w", hwcrypto.ErrNoToken, &os.PathError{Op: "open", Path: "/dev/tpmrm0", Err: syscall.EACCES}), "/dev/tpmrm0") // root, as which tests may run, may open all
 	if os.Geteuid() != 0 {
@@ -65,11 +51,11 @@ func TestErrorsOfTPMsAreExplained(t *testing.T) {
 	if os.Geteuid() != 0 {
 		what = "this user may not open the TPM at " + nowhere
 	}
-	means(t, forbidden, what, hint)
+	keytest.Means(t, forbidden, what, hint)
 
 	proxy.Silence(true)
 	defer proxy.Silence(false)
 	slow := provider(t, Options{Dir: chip.Dir, Timeout: 200 * time.Millisecond})
 	_, err = slow.Open(t.Context(), parse(t, "tpm:name=a;device="+proxy.Device()))
-	means(t, err, "the chip did not answer in time", "drawbridge doctor")
+	keytest.Means(t, err, "the chip did not answer in time", "drawbridge doctor")
 }

@@ -1,7 +1,6 @@
 package health
 
 import (
-	"bufio"
 	"crypto"
 	"crypto/rand"
 	"crypto/tls"
@@ -13,42 +12,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/drawbridge/drawbridge/internal/needs"
 )
 
-// serveOpenSSL runs `openssl s_server` with args and gives its address.
+// serveOpenSSL runs `openssl s_server` with the broker's certificate and gives its address.
 func serveOpenSSL(t *testing.T, dir string, args ...string) string {
 	t.Helper()
-	cmd := exec.Command(needs.Program(t, "openssl"), slices.Concat([]string{"s_server", "-accept", "127.0.0.1:0", "-cert", "broker.crt", "-key", "broker.key"}, args)...)
-	cmd.Dir = dir
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	in, err := cmd.StdinPipe() // its end would end the server
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); in.Close() })
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if address, ok := strings.CutPrefix(lines.Text(), "ACCEPT "); ok {
-			go func() {
-				for lines.Scan() {
-				}
-			}()
-			return address
-		}
-	}
-	t.Fatalf("openssl s_server %s does not listen", args)
-	return ""
+	return needs.OpenSSLServer(t, dir, slices.Concat([]string{"-cert", "broker.crt", "-key", "broker.key"}, args)...)
 }
 
 // TestAlertsOfOpenSSL has the alerts of most brokers' library: what the texts say must fit them, too.

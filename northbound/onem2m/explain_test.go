@@ -1,12 +1,10 @@
 package onem2m_test
 
 import (
-	"bufio"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -36,32 +34,7 @@ func dtlsServer(t *testing.T, ca northtest.CA, args ...string) string {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command(needs.Program(t, "openssl"), slices.Concat([]string{"s_server", "-dtls1_2", "-listen", "-accept", "127.0.0.1:0", "-cert", "cse.crt", "-key", "cse.key"}, args)...)
-	cmd.Dir = dir
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	in, err := cmd.StdinPipe() // its end would end the server
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); in.Close() })
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if address, ok := strings.CutPrefix(lines.Text(), "ACCEPT "); ok {
-			go func() {
-				for lines.Scan() {
-				}
-			}()
-			return "coaps://" + address
-		}
-	}
-	t.Fatalf("openssl s_server %s does not listen", args)
-	return ""
+	return "coaps://" + needs.OpenSSLServer(t, dir, slices.Concat([]string{"-dtls1_2", "-listen", "-cert", "cse.crt", "-key", "cse.key"}, args)...)
 }
 
 // TestHandshakesOverDTLSAreExplained has what a CSE's DTLS refuses, by pion and by OpenSSL.
